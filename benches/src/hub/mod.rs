@@ -1,0 +1,1 @@
+//! A Hub-shaped origin.

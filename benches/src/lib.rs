@@ -1,0 +1,6 @@
+//! The Hub-shaped origin and the lab that tests, demo and benchmarks run on.
+
+#![deny(unsafe_code)]
+
+pub mod hub;
+pub mod lab;

@@ -1,0 +1,3 @@
+//! What the eBPF programs and the node share: map keys and values.
+
+#![no_std]

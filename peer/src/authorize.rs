@@ -1,0 +1,1 @@
+//! Whether the origin lets this client have what it asks for.

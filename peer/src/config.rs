@@ -1,0 +1,1 @@
+//! The configuration file: one YAML document, every key documented.

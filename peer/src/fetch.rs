@@ -1,0 +1,1 @@
+//! From a request to a task: store hit, running download, or a new one.

@@ -1,0 +1,21 @@
+//! Pondhawk's node, in the order of a request's life: see ARCHITECTURE.md.
+
+#![deny(unsafe_code)]
+
+pub mod authorize;
+pub mod fetch;
+pub mod http;
+pub mod intercept;
+pub mod reply;
+pub mod store;
+pub mod swarm;
+pub mod task;
+pub mod tls;
+pub mod uring;
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod limits;
+pub mod metrics;
+pub mod node;

@@ -1,0 +1,3 @@
+//! The `pondhawk` binary.
+
+fn main() {}

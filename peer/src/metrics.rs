@@ -1,0 +1,1 @@
+//! What the node counts, in Prometheus' terms.

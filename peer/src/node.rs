@@ -1,0 +1,1 @@
+//! Wiring: build, run and drain a node.

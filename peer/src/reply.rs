@@ -1,0 +1,1 @@
+//! Bytes to the client, in order, as they become valid.

@@ -1,0 +1,1 @@
+//! Pieces on disk: layout, index, eviction, recovery. See DESIGN.md beside this file.

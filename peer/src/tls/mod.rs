@@ -1,0 +1,1 @@
+//! The node's certificate authority and the TLS side of intercepted connections.

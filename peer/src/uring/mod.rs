@@ -1,0 +1,1 @@
+//! The only unsafe code of the node: ring operations, registered buffers, sockets.
