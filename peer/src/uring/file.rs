@@ -1,0 +1,94 @@
+//! Files through the ring. A file is shared by the shards as `Arc<File>`; each operation keeps it open.
+
+use std::{fs::File, io, ops::Range, os::fd::AsRawFd, sync::Arc};
+
+use io_uring::{opcode, types};
+
+use super::{Buf, op};
+
+/// One read into `span` of the buffer: as many bytes as the kernel gave, 0 at the end of the file.
+pub async fn read_at(file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<usize>, Buf) {
+    let mut buf = buf;
+    loop {
+        let entry = buf.read_entry(types::Fd(file.as_raw_fd()), span.clone(), offset);
+        // SAFETY: the entry points into `buf`'s memory and names `file`'s descriptor; both travel with it, and neither
+        // pool memory nor a boxed slice moves with its handle.
+        let (result, data) = unsafe { op::submit((buf, Arc::clone(file)), entry) }.await;
+        buf = data.0;
+        match result {
+            Err(error) if op::interrupted(&error) => {}
+            result => return (result.map(|n| n as usize), buf),
+        }
+    }
+}
+
+/// Fills `span` of the buffer from the file; a file that ends sooner is `UnexpectedEof`.
+pub async fn read_exact_at(file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<()>, Buf) {
+    let mut buf = buf;
+    let mut done = 0;
+    while done < span.len() {
+        let (result, returned) = read_at(file, buf, span.start + done..span.end, offset + done as u64).await;
+        buf = returned;
+        match result {
+            Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), buf),
+            Ok(n) => done += n,
+            Err(error) => return (Err(error), buf),
+        }
+    }
+    (Ok(()), buf)
+}
+
+/// Writes all of `span`.
+pub async fn write_all_at(file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<()>, Buf) {
+    let mut buf = buf;
+    let mut done = 0;
+    while done < span.len() {
+        let rest = span.start + done..span.end;
+        let entry = buf.write_entry(types::Fd(file.as_raw_fd()), rest, offset + done as u64);
+        // SAFETY: as in `read_at`.
+        let (result, data) = unsafe { op::submit((buf, Arc::clone(file)), entry) }.await;
+        buf = data.0;
+        match result {
+            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buf),
+            Ok(n) => done += n as usize,
+            Err(error) if op::interrupted(&error) => {}
+            Err(error) => return (Err(error), buf),
+        }
+    }
+    (Ok(()), buf)
+}
+
+/// Writes all of a small record that lives in no pool.
+pub async fn write_small(file: &Arc<File>, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+    let mut bytes = bytes;
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let len = u32::try_from(rest.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), rest.as_ptr(), len).offset(offset + done as u64);
+        // SAFETY: the entry points into `bytes`' heap memory, which does not move with the vector.
+        let (result, data) = unsafe { op::submit((bytes, Arc::clone(file)), entry.build()) }.await;
+        bytes = data.0;
+        match result {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => done += n as usize,
+            Err(error) if op::interrupted(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// fdatasync(2).
+pub async fn sync_data(file: &Arc<File>) -> io::Result<()> {
+    let entry = opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
+    // SAFETY: no memory; the descriptor travels with the operation.
+    unsafe { op::submit(Arc::clone(file), entry) }.await.0.map(drop)
+}
+
+/// fallocate(2) of `len` bytes from the start: the file has that length afterwards, and its blocks are reserved.
+pub async fn allocate(file: &Arc<File>, len: u64) -> io::Result<()> {
+    let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), len).build();
+    // SAFETY: no memory; the descriptor travels with the operation.
+    unsafe { op::submit(Arc::clone(file), entry) }.await.0.map(drop)
+}
