@@ -2,5 +2,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod clients;
 pub mod hub;
 pub mod lab;
+pub mod stage;

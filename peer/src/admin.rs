@@ -1,1 +1,133 @@
 //! The admin port: metrics, health, profile, control.
+//!
+//! | request | answer |
+//! |---|---|
+//! | GET /metrics | OpenMetrics text |
+//! | GET /healthz | 200 while the process answers |
+//! | GET /readyz | 200, or 503 with a reason a line |
+//! | GET /debug/pprof/profile?seconds=N | CPU profile, pprof's protobuf; one at a time, 1 to 60 s |
+//! | GET /v1/status | [`Status`] as JSON |
+//! | GET /v1/tasks | [`Task`]s as a JSON list |
+//! | DELETE /v1/tasks/{id} | 204, 404 unknown, 409 in use |
+//!
+//! Reading is for whoever reaches the port. Changing is for this machine only, whatever address the port listens on, and
+//! never for a web page: a request from another address, or one that carries `Origin` (as every browser's DELETE does),
+//! gets 403. It runs on the control thread's runtime and so never delays a shard.
+
+mod profile;
+mod report;
+mod routes;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use crate::{metrics::Metrics, task::TaskId};
+pub use report::{Interception, Removal, Status, StoreStatus, Task};
+
+/// Connections at a time; more wait in the listen queue.
+const MAX_CONNECTIONS: usize = 64;
+/// A request's head, and the wait for the next one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Everything on one connection; longer than the longest profile.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
+const MAX_HEAD: usize = 16 << 10;
+/// The wait after accept() failed, as it does while there are no file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the admin port asks of the node. Called on threads that may block.
+pub trait Control: Send + Sync + 'static {
+    /// Every task held, whole or in part.
+    fn tasks(&self) -> Vec<Task>;
+
+    /// Drops a task that nobody uses.
+    fn remove(&self, id: &TaskId) -> Removal;
+
+    /// How the node is.
+    fn status(&self) -> Status;
+
+    /// Why the node should get no traffic, a line each: draining, a shard that is not up; none if it is ready.
+    fn unready(&self) -> Vec<String>;
+}
+
+/// The port cannot be opened: the configuration or another process is to blame.
+#[derive(Debug, thiserror::Error)]
+#[error("the admin port {address} cannot be opened: {source}")]
+pub struct AdminError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// The bound port.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+pub(crate) struct Context {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) control: Arc<dyn Control>,
+}
+
+impl Admin {
+    /// Opens the port. On a Tokio runtime.
+    pub async fn bind(address: SocketAddr) -> Result<Self, AdminError> {
+        let failed = |source| AdminError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until the future is dropped; running answers then end with the runtime.
+    pub async fn serve(self, metrics: Arc<Metrics>, control: Arc<dyn Control>) {
+        let context = Arc::new(Context { metrics, control });
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    let context = Arc::clone(&context);
+                    tokio::spawn(async move {
+                        connection(stream, peer, context).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "admin port: accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, context: Arc<Context>) {
+    let service = service_fn(move |request| {
+        let context = Arc::clone(&context);
+        async move { Ok::<_, std::convert::Infallible>(routes::answer(request, peer, &context).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_LIFETIME, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "admin connection ended"),
+        Err(_) => tracing::debug!(%peer, "admin connection lived too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

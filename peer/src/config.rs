@@ -1,1 +1,314 @@
 //! The configuration file: one YAML document, every key documented.
+//!
+//! A value is looked for on the command line (`--set section.key=value`), in the environment (`PONDHAWK_SECTION__KEY`),
+//! in the file, and taken from [`Config::default`] otherwise. The documentation of each key below is what
+//! `pondhawk config --example` prints.
+
+mod check;
+mod document;
+mod load;
+mod value;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use check::CheckError;
+use document::{Keys, section};
+pub use load::{ConfigError, Loaded};
+pub use value::{Listen, Mark, Period, Quota, Size, ValueError};
+
+section! {
+    /// Everything that can be set.
+    Config {
+        /// Where the store, its index and the node's certificate authority live. Unit: a path. Cost: as much disk as
+        /// store.quota allows. Default: the place that the FHS gives to a service's state.
+        data_dir: PathBuf = "/var/lib/pondhawk".into(),
+        /// Threads that serve and download, each with its own io_uring. Unit: threads; 0 is one for each core that the
+        /// process may use. Cost: a shard takes its share of limits.buffer_memory and a ring. Default 0: a shard never
+        /// waits for another, so one a core uses them all.
+        shards: u16 = 0,
+        /// How long a stopping node lets running replies finish before it cuts them. Unit: time. Cost: a restart may
+        /// take as long. Default 30s: inside the 90s after which systemd kills, and most replies are done by then.
+        drain: Period = Period::secs(30),
+        /// What is logged, and how. Log lines go to standard error.
+        #[serde(deserialize_with = "document::section_or_default")]
+        log: Log = Log::default(),
+        /// Where the node listens.
+        #[serde(deserialize_with = "document::section_or_default")]
+        listen: ListenOn = ListenOn::default(),
+        /// The transparent way in: port-443 connections of this machine, caught by eBPF.
+        #[serde(deserialize_with = "document::section_or_default")]
+        intercept: Intercept = Intercept::default(),
+        /// How files are fetched from where they come from.
+        #[serde(deserialize_with = "document::section_or_default")]
+        origin: Origin = Origin::default(),
+        /// What is kept on disk.
+        #[serde(deserialize_with = "document::section_or_default")]
+        store: Store = Store::default(),
+        /// Who may have what is kept: the origin decides.
+        #[serde(deserialize_with = "document::section_or_default")]
+        authorize: Authorize = Authorize::default(),
+        /// Which parts of a URL do not name the file.
+        #[serde(deserialize_with = "document::section_or_default")]
+        filter: Filter = Filter::default(),
+        /// Bounds on what a node takes in and holds in memory.
+        #[serde(deserialize_with = "document::section_or_default")]
+        limits: Limits = Limits::default(),
+    }
+}
+
+section! {
+    /// What is logged, and how.
+    Log {
+        /// The least severe lines that are written: error, warn, info, debug, trace, or one for each module as in
+        /// `info,pondhawk::swarm=debug`. Cost: debug writes several lines a request. Default info: a line for each
+        /// finished task and each thing that went wrong.
+        level: String = "info".into(),
+        /// How a line looks: text or json. Default text: read by people and by journald; json where a collector reads.
+        format: LogFormat = LogFormat::Text,
+    }
+}
+
+section! {
+    /// Where the node listens.
+    ListenOn {
+        /// The forward proxy and mirror. Unit: address:port, or off; port 0 takes any free one. Cost: whoever reaches it
+        /// can download through this node. Default: this machine only.
+        proxy: Listen = loopback(65001),
+        /// Metrics, health, CPU profile and control (ls, rm, status). Unit: address:port, or off. Cost: whoever reaches
+        /// it sees what is kept; changes are taken from this machine only, whatever the address. Default: this machine only.
+        admin: Listen = loopback(65002),
+        /// The port to which caught connections are led, on every address so that clients in other network namespaces
+        /// reach it; a connection that the BPF program did not send there is closed. Unit: a port; 0 takes any free one.
+        /// Default 65003: beside the other two.
+        intercept_port: u16 = 65003,
+    }
+}
+
+section! {
+    /// The transparent way in.
+    Intercept {
+        /// Whether connections are caught: auto, on or off. auto catches when the process has what it takes (CAP_BPF,
+        /// CAP_PERFMON, CAP_NET_ADMIN, cgroup2) and otherwise says what is missing and goes on; on refuses to start without it.
+        /// Cost: 0.1 to 0.2 microseconds a connect() below the cgroup. Default auto: the same file works with and without root.
+        enabled: Switch = Switch::Auto,
+        /// The cgroup whose processes, and those below it, are caught. Unit: the path of its directory, as in
+        /// /sys/fs/cgroup/user.slice; null is the cgroup2 root, so everyone.
+        /// Default null: the whole machine is served.
+        cgroup: Option<PathBuf> = None,
+        /// How a connection is chosen: dns takes those to addresses that DNS answers gave for `hosts`; all takes every
+        /// connection to port 443 and lets the server name in its first bytes decide. Cost of all: connections that are
+        /// not ours pass through this process. Default dns: what is not ours is not touched.
+        mode: InterceptMode = InterceptMode::Dns,
+        /// The hosts whose downloads are served: at most 16 names of at most 63 characters; a name stands for itself and for
+        /// every name below it. The node's certificate authority is constrained to them: after a change `pondhawk ca install`
+        /// is due again. Default: where the Hugging Face Hub keeps its files.
+        hosts: Vec<String> = HUB_HOSTS.map(String::from).to_vec(),
+        /// The mark (SO_MARK) on the node's own connections, by which the BPF program leaves them alone. Unit: 32 bits, not
+        /// 0. Default 0x706f6e64 (`pond`): change it where a firewall uses the same bits.
+        mark: Mark = Mark(0x706f_6e64),
+        /// The IPv4 address at which other network namespaces (pods) reach this node. null finds it from the default route.
+        /// Default null: right wherever there is one uplink.
+        node_address_v4: Option<Ipv4Addr> = None,
+        /// The same for IPv6.
+        node_address_v6: Option<Ipv6Addr> = None,
+        /// How old the node's heartbeat may be before connections go directly to where they were meant. Unit: time, at least
+        /// 1s, five heartbeats. Cost: clients of a node that hangs wait up to this long. Default 2s: no busy machine starves a thread longer.
+        heartbeat_max_silence: Period = Period::secs(2),
+        /// How long a client that does not trust the node's certificate is let through directly. Unit: time. Cost: its
+        /// downloads come from the origin meanwhile. Default 10min: an installed certificate is noticed soon.
+        bypass_for: Period = Period::secs(600),
+    }
+}
+
+section! {
+    /// How files are fetched from where they come from.
+    Origin {
+        /// Connections to one host at a time. Unit: connections. Cost: one buffer each while it receives. Default 16: origins
+        /// that limit each connection are drained 16 times faster, and hf_transfer's users open more than that.
+        connections_per_host: u16 = 16,
+        /// Files (PEM) with certificate authorities that are trusted for origins beside the system's. Default none.
+        extra_cas: Vec<PathBuf> = Vec::new(),
+        /// Whether origins at private, loopback and link-local addresses may be fetched from. Cost: whoever reaches the proxy
+        /// could reach into the private network through this node. Default false.
+        allow_private: bool = false,
+        /// Addresses to use instead of asking DNS, by `host` or `host:port`: {cdn.example: "192.0.2.7:443"}. Such an address may
+        /// be private. Default none.
+        overrides: BTreeMap<String, SocketAddr> = BTreeMap::new(),
+        /// How long connecting, the TLS handshake included, may take. Unit: time. Default 10s: the time in which the Hub's
+        /// clients give up reading.
+        connect_timeout: Period = Period::secs(10),
+        /// How long an origin may take from a request to the head of its answer. Unit: time. Default 9s: the Hub's clients
+        /// give up after 10s without a byte.
+        head_timeout: Period = Period::secs(9),
+        /// How long an origin may send nothing in the middle of an answer before the connection is given up and the rest
+        /// asked for again. Unit: time. Default 6s: the retry still reaches the client within its own 10s.
+        stall_timeout: Period = Period::secs(6),
+        /// How many failures in a row (a cut, a stall, a 5xx) without one new byte an origin may have before the download
+        /// fails. Unit: failures, at least 1. Default 6: with the waits between them about 13s.
+        retries: u32 = 6,
+        /// The wait before the first retry; it doubles with each. Unit: time. Default 200ms: one 503 stays invisible.
+        retry_backoff: Period = Period(std::time::Duration::from_millis(200)),
+        /// The longest wait between retries, and the longest Retry-After that is waited for. Unit: time. Default 10s: a
+        /// client waits no longer without a byte.
+        retry_max: Period = Period::secs(10),
+        /// How many redirects are followed. Unit: redirects. Default 5: the Hub uses one or two.
+        redirects: u8 = 5,
+    }
+}
+
+section! {
+    /// What is kept on disk.
+    Store {
+        /// What the store may hold; the tasks used longest ago give way. Unit: bytes, as in 100GiB, or a share of the size of
+        /// data_dir's file system, as in 80%. Cost: that disk. Default 80%: independent of what is free at some start, so
+        /// that a restart evicts nothing.
+        quota: Quota = Quota::Percent(80),
+        /// What stays free on the file system whatever the quota says. Unit: bytes. Default 2GiB: others that write there
+        /// do not meet a full disk.
+        keep_free: Size = Size(2 << 30),
+        /// Whether a download goes on when the last client that wanted it has left. Cost: bytes that perhaps nobody
+        /// reads, as some clients open a file and drop it. Default false: it goes on when the next client asks, and what came is kept.
+        finish_alone: bool = false,
+    }
+}
+
+section! {
+    /// Who may have what is kept.
+    Authorize {
+        /// How long the origin's yes to a client's URL and credentials is remembered, and never longer than the URL's own
+        /// expiry. Unit: time; 0s asks each time. Cost of less: one small request to the origin a hit. Default 60s: a
+        /// revoked right ends within a minute.
+        cap: Period = Period::secs(60),
+        /// What anyone may have without the origin being asked: `host` (it and all below) or `host/path/` (paths that begin
+        /// so). Cost: who knows such a URL's path needs no signature. Default none.
+        public: Vec<String> = Vec::new(),
+        /// Whether what is kept is served to anyone while the origin cannot be reached. Cost: a revoked right comes back for as
+        /// long. Default false: a cached file is no weaker protected than the original.
+        serve_when_origin_down: bool = false,
+    }
+}
+
+section! {
+    /// Which parts of a URL do not name the file.
+    Filter {
+        /// Query parameters to leave out of a file's name beside the clouds' signatures (Expires, Policy, Signature,
+        /// Key-Pair-Id, X-Amz-*, response-content-* and so on): a name in its case, or the beginning of names in any case, as in
+        /// `utm_*`. Cost: two files that differ only there become one. Default none.
+        drop_params: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// Bounds on what a node takes in and holds in memory.
+    Limits {
+        /// The longest request head. Unit: bytes, 4KiB to 1MiB. Cost: that much for each client that sends one. Default 64KiB:
+        /// signed URLs of 8 KiB and cookies fit several times.
+        head_bytes: Size = Size(64 << 10),
+        /// The most header fields in a request. Unit: fields, up to 1024. Default 128: clients send 10, proxies add a few.
+        headers: u16 = 128,
+        /// How long a connection may wait between requests. Unit: time. Cost: a descriptor. Default 60s: clients reuse theirs
+        /// within seconds.
+        idle_timeout: Period = Period::secs(60),
+        /// How long a client's TLS handshake may take after its first message. Unit: time. Default 10s: slower ones have given up.
+        handshake_timeout: Period = Period::secs(10),
+        /// How long a client may take nothing in the middle of a reply before it is cut off. Unit: time. Cost of more: a reply
+        /// holds a buffer. Default 60s.
+        send_stall: Period = Period::secs(60),
+        /// Client connections at a time, all ways in together; more are closed at once. Unit: connections. Cost: about 4 KiB
+        /// each when idle. Default 16384.
+        connections: u32 = 16384,
+        /// Downloads from origins at a time; what is asked for beyond them is passed through and not kept. Unit: tasks. Cost:
+        /// up to origin.connections_per_host connections each. Default 64.
+        downloads: u32 = 64,
+        /// Memory for the buffers between disks and sockets, all shards together; every shard gets at least 8 buffers. Unit:
+        /// bytes. Cost: that memory while clients are busy; 8 buffers a shard of it are locked from the start. Default 32MiB:
+        /// two for each of 64 clients at a time.
+        buffer_memory: Size = Size(32 << 20),
+        /// One of those buffers. Unit: bytes, a multiple of 4KiB, 16KiB to 4MiB. Default 256KiB: larger ones gained nothing.
+        buffer_size: Size = Size(256 << 10),
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people and journald.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// On, off, or on where it can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On where the process is capable of it.
+    Auto,
+    /// On, or no start.
+    #[serde(alias = "true")]
+    On,
+    /// Off.
+    #[serde(alias = "false")]
+    Off,
+}
+
+/// How a connection is chosen to be caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InterceptMode {
+    /// By addresses that DNS gave for the hosts.
+    Dns,
+    /// Every one to port 443.
+    All,
+}
+
+impl Keys for LogFormat {}
+impl Keys for Switch {}
+impl Keys for InterceptMode {}
+
+/// The hosts of the Hub's content delivery networks, without the one that serves nothing but xorbs: those are passed
+/// through, so catching them would only cost.
+pub const HUB_HOSTS: [&str; 8] = [
+    "cdn-lfs.huggingface.co",
+    "cdn-lfs-us-1.huggingface.co",
+    "cdn-lfs-eu-1.huggingface.co",
+    "cdn-lfs.hf.co",
+    "cdn-lfs-us-1.hf.co",
+    "cdn-lfs-eu-1.hf.co",
+    "cdn.hf.co",
+    "cas-bridge.xethub.hf.co",
+];
+
+impl Config {
+    /// How many shards run on this machine.
+    pub fn shard_count(&self) -> usize {
+        match self.shards {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => usize::from(n),
+        }
+    }
+}
+
+impl Limits {
+    /// Fewest buffers a shard.
+    pub const MIN_BUFFERS: usize = 8;
+
+    /// How many buffers each of `shards` shards gets.
+    pub fn buffers_per_shard(&self, shards: usize) -> usize {
+        (self.buffer_memory.as_usize() / self.buffer_size.as_usize().max(1) / shards.max(1)).max(Self::MIN_BUFFERS)
+    }
+}
+
+fn loopback(port: u16) -> Listen {
+    Listen(Some((Ipv4Addr::LOCALHOST, port).into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,416 @@
 //! From a request to a task: store hit, running download, or a new one.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::timeout;
+
+use crate::{
+    authorize::{Allowed, Ground},
+    http::{
+        cacheable::{self, Asked, Cacheability, Cacheable},
+        forward::pairs,
+        head::RequestHead,
+    },
+    limits,
+    metrics::{Outcome, Party},
+    node::Node,
+    shard::Shard,
+    store::{Held, StoreError, TaskMeta, User, Verdict},
+    swarm::{
+        DownloadError, OriginError, OriginRequest, Probe,
+        download::Policy,
+        driver::{self, DriverOptions, Handle, Offer, ReaderGuard, Status},
+    },
+    task::{Bitmap, Identity, Layout, TaskId, id},
+};
+
+/// What a request came to.
+pub enum Found {
+    /// Serve it from this task.
+    Source(Box<Source>),
+    /// The origin or a rule of the node refuses, or nobody can tell: hand that on.
+    Answer(Arc<OriginError>),
+    /// Not for the store: pass the request through. Says why, for the log.
+    Straight(String),
+    /// An error of the node's own making, for the client to read.
+    Refused(&'static str),
+}
+
+/// A task to be read by one request.
+pub struct Source {
+    /// The task.
+    pub held: Arc<Held>,
+    /// Whether it was there, on its way, or had to be begun.
+    pub outcome: Outcome,
+    /// Seconds since the origin vouched for it.
+    pub age: u64,
+    running: Option<Arc<Running>>,
+    _user: User,
+}
+
+/// A reader's interest in bytes of a download.
+pub type Reading = ReaderGuard;
+
+/// Downloads under way, by task.
+pub struct Tasks {
+    running: Mutex<HashMap<TaskId, Arc<Running>>>,
+    /// Tasks whose bytes were wrong, and until when only the whole of them is served.
+    wrong: Mutex<HashMap<TaskId, Instant>>,
+    max: usize,
+}
+
+struct Running {
+    handle: Handle,
+    /// Pieces that some reader wanted at some time.
+    wanted: Bitmap,
+    started: Instant,
+}
+
+/// Finds or begins the task that a GET asks for, with the origin's consent for this client.
+pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead) -> Found {
+    let node = &shard.node;
+    let identity = Identity::of(&request.url, &node.rules);
+    if matches!(identity, Identity::Xorb { .. }) {
+        return Found::Straight("xorbs are passed through".to_owned());
+    }
+    if identity.task_id(None).is_some_and(|id| node.tasks.was_wrong(&id)) && head.get("range").is_some() {
+        return Found::Refused("parts of this file that were sent before were wrong: download it anew, and whole");
+    }
+    // A name without a hash needs the validator that only the origin's answer has.
+    let held = identity.task_id(None).and_then(|id| node.store.get(&id));
+    let allowed = match node.authorizer.authorize(&node.origin, request, held.is_some()).await {
+        Ok(allowed) => allowed,
+        Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
+    };
+    match allowed {
+        Allowed { probe: Some(probe), .. } => begin(shard, request, &identity, probe, held, head).await,
+        Allowed { probe: None, ground } => match held {
+            Some(held) if held.bitmap().is_full() && !is_wrong(held.verdict()) => {
+                Found::Source(Box::new(complete(held, ground)))
+            }
+            _ => probed(shard, request, &identity, head).await,
+        },
+    }
+}
+
+/// An exempt task that is not complete is downloaded like any other.
+async fn probed(shard: &Rc<Shard>, request: &OriginRequest, identity: &Identity, head: &RequestHead) -> Found {
+    match shard.node.origin.probe(request).await {
+        Ok(probe) => begin(shard, request, identity, Arc::new(probe), None, head).await,
+        Err(error) => Found::Answer(Arc::new(error)),
+    }
+}
+
+async fn begin(
+    shard: &Rc<Shard>,
+    request: &OriginRequest,
+    identity: &Identity,
+    probe: Arc<Probe>,
+    held: Option<Arc<Held>>,
+    head: &RequestHead,
+) -> Found {
+    let described = match judge(identity, &probe) {
+        Ok(described) => described,
+        Err(why) => return Found::Straight(why),
+    };
+    let held = match held.filter(|held| !dropped_as_wrong(&shard.node, held)) {
+        Some(held) => held,
+        None => match make(&shard.node, request, identity, described.clone()).await {
+            Ok(held) => held,
+            Err(Unmade::Straight(why)) => return Found::Straight(why),
+            Err(Unmade::Store(error)) => {
+                tracing::warn!(%error, at = request.label(), "not stored");
+                return Found::Straight(error.to_string());
+            }
+        },
+    };
+    if held.meta.layout.len() != described.len {
+        let (kept, told) = (held.meta.layout.len(), described.len);
+        tracing::warn!(
+            at = request.label(),
+            kept,
+            told,
+            "the origin tells another length than for the same name before"
+        );
+        return Found::Straight("the length changed under the same name".to_owned());
+    }
+    if timeout(limits::CHECK_WAIT, held.checked()).await.is_err() {
+        return Found::Straight("what an unclean stop left of it is still being checked".to_owned());
+    }
+    if held.bitmap().is_full() {
+        return Found::Source(Box::new(complete(held, Ground::Asked)));
+    }
+    // A client that only asks whether its copy is current starts no download.
+    if head.get("if-none-match").is_some() || head.get("if-modified-since").is_some() {
+        return Found::Straight("a condition on a file that is not here".to_owned());
+    }
+    download(shard, request, probe, held)
+}
+
+fn complete(held: Arc<Held>, ground: Ground) -> Source {
+    let age = match ground {
+        Ground::Asked | Ground::Remembered => 0,
+        Ground::Public | Ground::OriginDown => unix_now().saturating_sub(held.meta.created_unix),
+    };
+    Source { outcome: Outcome::Hit, age, running: None, _user: held.user(), held }
+}
+
+/// Whether the answer can become a task.
+fn judge(identity: &Identity, probe: &Probe) -> Result<Cacheable, String> {
+    let mut headers = pairs(&probe.headers);
+    // The probe has read these two; the judgement is on the whole answer.
+    if let Some(len) = probe.total_len {
+        match probe.status.as_u16() {
+            206 => headers.push(("content-range".to_owned(), format!("bytes 0-0/{len}").into_bytes())),
+            _ => headers.push(("content-length".to_owned(), len.to_string().into_bytes())),
+        }
+    }
+    let asked = Asked { range: true, content_addressed: identity.is_content_addressed() };
+    match cacheable::judge(probe.status.as_u16(), &headers, asked) {
+        Cacheability::Cache(described) => Ok(described),
+        Cacheability::PassThrough(reason) => Err(reason.to_string()),
+    }
+}
+
+enum Unmade {
+    Straight(String),
+    Store(StoreError),
+}
+
+async fn make(
+    node: &Node,
+    request: &OriginRequest,
+    identity: &Identity,
+    described: Cacheable,
+) -> Result<Arc<Held>, Unmade> {
+    let id = identity.task_id(described.etag.as_ref()).ok_or_else(|| Unmade::Straight("no strong ETag".to_owned()))?;
+    let layout = Layout::for_len(described.len).ok_or_else(|| Unmade::Straight("too long".to_owned()))?;
+    let meta = TaskMeta {
+        id,
+        layout,
+        sha256: identity.sha256(),
+        label: id::label(&request.url),
+        headers: described.headers,
+        etag: described.etag.map(|etag| String::from_utf8_lossy(&etag.to_bytes()).into_owned()),
+        created_unix: unix_now(),
+    };
+    node.store.create(meta).await.map_err(Unmade::Store)
+}
+
+/// Joins the task's download, or begins one on this shard.
+fn download(shard: &Rc<Shard>, request: &OriginRequest, probe: Arc<Probe>, held: Arc<Held>) -> Found {
+    let node = &shard.node;
+    let offer = Offer { request: request.clone(), probe };
+    let mut running = node.tasks.lock();
+    let joined = running.get(&held.meta.id).filter(|running| running.goes_on()).cloned();
+    let (outcome, running) = match joined {
+        Some(joined) => {
+            joined.handle.offer(offer);
+            (Outcome::Joined, joined)
+        }
+        None if running.len() >= node.tasks.max => {
+            return Found::Straight("limits.downloads are under way".to_owned());
+        }
+        None => {
+            let handle = start(shard, Arc::clone(&held), offer);
+            let wanted = Bitmap::new(held.meta.layout.pieces());
+            let begun = Arc::new(Running { handle, wanted, started: Instant::now() });
+            running.insert(held.meta.id, Arc::clone(&begun));
+            tokio_uring::spawn(follow(Arc::clone(node), Arc::clone(&held), Arc::clone(&begun)));
+            (Outcome::Miss, begun)
+        }
+    };
+    Found::Source(Box::new(Source { outcome, age: 0, running: Some(running), _user: held.user(), held }))
+}
+
+fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
+    let node = &shard.node;
+    let policy = Policy {
+        max_runs: usize::from(node.config.origin.connections_per_host),
+        backoff: crate::node::backoff(&node.config),
+        finish_alone: node.config.store.finish_alone,
+        seed: u64::from_le_bytes(held.meta.id.0[..8].try_into().expect("eight of 32 bytes")),
+        ..Policy::default()
+    };
+    let options = DriverOptions { policy, ..DriverOptions::default() };
+    driver::start(held, Arc::clone(&node.origin), shard.pool.clone(), first, options)
+}
+
+/// Sees a download to its end: forgets it then, says what became of it, and drops a task that turned out wrong.
+async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
+    let mut status = running.handle.watch();
+    let over = |status: &Status| !matches!(status, Status::Running) && !is_forbidden(status);
+    let last = match status.wait_for(over).await {
+        Ok(last) => last.clone(),
+        Err(_) => Status::Stopped,
+    };
+    let verdict = match last {
+        Status::Done => held.settled().await,
+        _ => held.verdict(),
+    };
+    node.tasks.forget(&held.meta.id, &running);
+    let (label, from_origin) = (&held.meta.label, running.handle.origin_bytes());
+    match last {
+        Status::Done if is_wrong(verdict) => drop_wrong(&node, &held, verdict),
+        Status::Done => {
+            node.metrics.task_done(running.started.elapsed());
+            let cost_ms = u64::try_from(running.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let (task, bytes) = (held.meta.id, held.meta.layout.len());
+            tracing::info!(%task, label, bytes, cost_ms, from_origin, from_peers = 0, ?verdict, "peer task done");
+        }
+        Status::Failed(error) => {
+            node.metrics.task_failed();
+            tracing::warn!(task = %held.meta.id, label, from_origin, %error, "peer task failed");
+            if matches!(*error, DownloadError::Changed(_)) {
+                node.store.remove(&held.meta.id);
+            }
+        }
+        Status::Stopped | Status::Running => {
+            tracing::info!(task = %held.meta.id, label, from_origin, "peer task put away: nobody reads it");
+        }
+    }
+}
+
+/// Readers have cut their replies on the verdict; the next request begins anew.
+fn drop_wrong(node: &Node, held: &Held, verdict: Verdict) {
+    let party = if verdict == Verdict::Mismatch { Party::Origin } else { Party::Disk };
+    node.tasks.note_wrong(held.meta.id);
+    node.metrics.verification_failure(party);
+    node.metrics.task_failed();
+    node.store.remove(&held.meta.id);
+    tracing::error!(
+        task = %held.meta.id, label = held.meta.label, blamed = ?party,
+        "the bytes do not have the SHA-256 in the file's name: dropped"
+    );
+}
+
+fn is_wrong(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Mismatch | Verdict::Unreadable)
+}
+
+/// Drops a task whose verdict fell while no download of it was followed, as it does after a restart.
+fn dropped_as_wrong(node: &Node, held: &Held) -> bool {
+    let wrong = is_wrong(held.verdict());
+    if wrong && !held.is_removed() {
+        drop_wrong(node, held, held.verdict());
+    }
+    wrong
+}
+
+fn is_forbidden(status: &Status) -> bool {
+    matches!(status, Status::Failed(error) if matches!(**error, DownloadError::Forbidden(_)))
+}
+
+impl Running {
+    /// Whether a new reader may join; one that failed for want of a URL is revived by the reader's own.
+    fn goes_on(&self) -> bool {
+        let status = self.handle.status();
+        matches!(status, Status::Running) || is_forbidden(&status)
+    }
+}
+
+impl Tasks {
+    /// None under way, and never more than `max`.
+    pub fn new(max: usize) -> Self {
+        Self { running: Mutex::default(), wrong: Mutex::default(), max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TaskId, Arc<Running>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client that put the file together from ranges may hold a wrong one, and ask only for the rest of the others.
+    fn note_wrong(&self, id: TaskId) {
+        let (mut wrong, now) = (self.wrong.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        wrong.retain(|_, until| *until > now);
+        if wrong.len() < limits::WRONG_TASKS {
+            wrong.insert(id, now + limits::WHOLE_ONLY);
+        }
+    }
+
+    fn was_wrong(&self, id: &TaskId) -> bool {
+        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        wrong.get(id).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn forget(&self, id: &TaskId, running: &Arc<Running>) {
+        let mut all = self.lock();
+        if all.get(id).is_some_and(|other| Arc::ptr_eq(other, running)) {
+            all.remove(id);
+        }
+    }
+}
+
+impl Source {
+    /// Says that this request reads these bytes, so that a download brings them. `None` where there is none to tell.
+    pub fn read(&self, bytes: Range<u64>) -> Option<Reading> {
+        let running = self.running.as_ref()?;
+        self.held.meta.layout.covering(bytes.clone()).for_each(|piece| {
+            running.wanted.set(piece);
+        });
+        running.handle.want(bytes)
+    }
+
+    /// Grows as long as bytes of the task arrive, whichever they are.
+    pub fn progress(&self) -> u64 {
+        let received = self.running.as_ref().map_or(0, |running| running.handle.origin_bytes());
+        received + u64::from(self.held.bitmap().count())
+    }
+
+    /// Whether every piece is held or was wanted by somebody.
+    pub fn whole_wanted(&self) -> bool {
+        let Some(running) = &self.running else { return true };
+        let pieces = 0..self.held.meta.layout.pieces();
+        pieces.into_iter().all(|piece| running.wanted.get(piece) || self.held.bitmap().get(piece))
+    }
+
+    /// Why no more bytes will come, if that is so.
+    pub fn failure(&self) -> Option<Failure> {
+        match self.running.as_ref()?.handle.status() {
+            Status::Failed(error) => Some(Failure::Download(error)),
+            Status::Stopped => Some(Failure::Stopped),
+            Status::Running | Status::Done => None,
+        }
+    }
+
+    /// Resolves when the download's standing changes from running; never where there is none.
+    pub async fn ended(&self) {
+        if let Some(running) = &self.running {
+            let mut status = running.handle.watch();
+            if status.wait_for(|status| !matches!(status, Status::Running)).await.is_ok()
+                && !matches!(running.handle.status(), Status::Done)
+            {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Why a download brings no more bytes.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// It failed.
+    #[error("{0}")]
+    Download(Arc<DownloadError>),
+    /// It was put away with its shard.
+    #[error("the download was put away")]
+    Stopped,
+}
+
+impl Failure {
+    /// Whether the origin has another object there now.
+    pub fn is_change(&self) -> bool {
+        matches!(self, Self::Download(error) if matches!(**error, DownloadError::Changed(_)))
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -19,3 +19,4 @@ pub mod config;
 pub mod limits;
 pub mod metrics;
 pub mod node;
+pub mod shard;

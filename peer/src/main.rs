@@ -1,3 +1,7 @@
 //! The `pondhawk` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pondhawk::cli::main()
+}

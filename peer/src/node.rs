@@ -1,1 +1,242 @@
 //! Wiring: build, run and drain a node.
+
+mod build;
+mod control;
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    authorize::{Authorizer, PublicRuleError},
+    config::Config,
+    fetch::Tasks,
+    http::{connection, route::Arrival, transport::Transport},
+    intercept::{InterceptError, Interceptor, Trust, listener},
+    limits,
+    metrics::{Metrics, Way},
+    shard::{Connections, Pulses, Shard},
+    store::{Store, StoreError},
+    swarm::{Origin, TrustError},
+    task::id::Rules,
+    tls::{Authority, AuthorityError, NameError, Suffixes},
+    uring::{
+        Listener, Pool, Socket,
+        probe::{self, Features, ProbeError},
+    },
+};
+
+pub(crate) use build::backoff;
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The kernel has no usable io_uring.
+    #[error(transparent)]
+    Ring(#[from] ProbeError),
+    /// A port cannot be opened.
+    #[error("{what} cannot listen on {address}: {source}")]
+    Listen {
+        /// Which way in.
+        what: &'static str,
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The configured hosts.
+    #[error("intercept.hosts: {0}")]
+    Hosts(#[from] NameError),
+    /// The node's certificate authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The TLS configuration.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The origins' certificate authorities.
+    #[error("origin.extra_cas: {0}")]
+    Trust(#[from] TrustError),
+    /// Query parameters to leave out.
+    #[error("filter.drop_params: {0}")]
+    Filter(#[from] crate::task::filter::PatternError),
+    /// The exemptions from authorisation.
+    #[error("authorize.public: {0}")]
+    Public(#[from] PublicRuleError),
+    /// Interception is demanded and not possible.
+    #[error("intercept.enabled is on: {0}")]
+    Intercept(#[from] InterceptError),
+    /// The admin port.
+    #[error(transparent)]
+    Admin(#[from] crate::admin::AdminError),
+    /// A thread or a runtime.
+    #[error("the system gives no {what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What all shards share.
+pub struct Node {
+    /// Every setting.
+    pub config: Config,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Pieces on disk.
+    pub store: Arc<Store>,
+    /// The client of origins.
+    pub origin: Arc<Origin>,
+    /// Who may have what.
+    pub authorizer: Authorizer,
+    /// What makes two URLs the same task.
+    pub rules: Rules,
+    /// Downloads under way.
+    pub tasks: Tasks,
+    /// The TLS side of intercepted connections.
+    pub tls: Tls,
+    /// The way in by eBPF, where it is on; else why not.
+    pub interceptor: Result<Arc<Interceptor>, String>,
+    /// Which intercepted clients trust the node.
+    pub trust: Trust,
+    /// Clients' connections.
+    pub connections: Arc<Connections>,
+    /// Whether the shards are alive.
+    pub pulses: Pulses,
+    /// What the kernel can do.
+    pub features: Features,
+    bound: build::Bound,
+    started: Instant,
+    drain: watch::Sender<bool>,
+}
+
+/// The node's certificate authority and what terminates TLS with it.
+pub struct Tls {
+    authority: Arc<Authority>,
+    /// Shared by all connections, so that sessions resume on any shard.
+    pub config: Arc<rustls::ServerConfig>,
+}
+
+impl Tls {
+    /// The hosts that this node serves.
+    pub fn suffixes(&self) -> &Suffixes {
+        self.authority.suffixes()
+    }
+}
+
+/// Runs a node until SIGTERM or SIGINT, then drains it.
+///
+/// # Errors
+/// [`NodeError`], all of them before the first client is served.
+pub fn run(config: Config) -> Result<(), NodeError> {
+    let features = probe::probe()?;
+    let (node, shares) = build::build(config, features)?;
+    let shards = start_shards(&node, shares)?;
+    let result = control::run(&node);
+    node.drain.send_replace(true);
+    for shard in shards {
+        // A panic aborts the process, so a shard always joins.
+        let _ = shard.join();
+    }
+    node.store.close();
+    tracing::info!("drained");
+    result
+}
+
+impl Node {
+    /// Whether the node takes no new work.
+    pub fn is_draining(&self) -> bool {
+        *self.drain.borrow()
+    }
+
+    /// Waits until the node drains.
+    pub async fn draining(&self) {
+        // The sender lives in `self`.
+        let _ = self.drain.subscribe().wait_for(|draining| *draining).await;
+    }
+}
+
+fn start_shards(node: &Arc<Node>, shares: Vec<build::Share>) -> Result<Vec<JoinHandle<()>>, NodeError> {
+    let start = |(index, share): (usize, build::Share)| {
+        let node = Arc::clone(node);
+        let named = thread::Builder::new().name(format!("shard-{index}"));
+        named.spawn(move || run_shard(node, index, share))
+    };
+    let started: Result<_, _> = shares.into_iter().enumerate().map(start).collect();
+    started.map_err(|source| NodeError::System { what: "thread", source })
+}
+
+fn run_shard(node: Arc<Node>, index: usize, share: build::Share) {
+    let ring = probe::ring_builder(node.features);
+    tokio_uring::builder().entries(limits::RING_ENTRIES).uring_builder(&ring).start(async move {
+        let settings = &node.config.limits;
+        let most = settings.buffers_per_shard(node.config.shard_count());
+        let pool = Pool::new(limits::REGISTERED_BUFFERS, most, settings.buffer_size.as_usize());
+        let shard = Rc::new(Shard { node: Arc::clone(&node), pool });
+        tokio_uring::spawn(Rc::clone(&shard).pulse(index));
+        for listener in share.proxy {
+            tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
+        }
+        for listener in share.intercept {
+            tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Intercept));
+        }
+        node.draining().await;
+        drained(&node).await;
+    });
+}
+
+/// Waits for the connections to end, and no longer than the setting says.
+async fn drained(node: &Node) {
+    let deadline = Instant::now() + node.config.drain.get();
+    while node.connections.open() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn accept(shard: Rc<Shard>, listener: Listener, way: Way) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shard.node.draining() => return,
+        };
+        match accepted {
+            Ok(socket) => take(&shard, socket, way),
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn take(shard: &Rc<Shard>, socket: Socket, way: Way) {
+    let Some(place) = shard.node.connections.enter() else {
+        shard.node.metrics.connection_refused();
+        return;
+    };
+    let counted = shard.node.metrics.connection(way);
+    let shard = Rc::clone(shard);
+    tokio_uring::spawn(async move {
+        match (&shard.node.interceptor, way) {
+            (Ok(interceptor), Way::Intercept) => {
+                let interceptor = Arc::clone(interceptor);
+                listener::intercepted(shard, interceptor, socket).await;
+            }
+            _ => {
+                let stall = shard.node.config.limits.send_stall.get();
+                let transport = Transport::plain(socket, shard.pool.clone(), stall);
+                connection::serve(shard, transport, Arrival::Proxy, || {}).await;
+            }
+        }
+        drop((counted, place));
+    });
+}

@@ -1,1 +1,282 @@
 //! Bytes to the client, in order, as they become valid.
+//!
+//! A task whose name carries a SHA-256 is served while it downloads, but its last bytes are withheld until the whole has
+//! been verified: no client checks what it got, so none may ever hold a complete file that is wrong.
+
+use std::ops::Range;
+
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    fetch::{Failure, Reading, Source},
+    http::{
+        condition::Stored,
+        connection::{Done, Exchange, ExchangeError, unix_now},
+        forward,
+        multipart::{Multipart, Segment},
+        plan::{Plan, plan},
+        response::{self, Party, Selection},
+        transport::Transport,
+    },
+    limits,
+    metrics::{Outcome, Source as Origin},
+    store::Verdict,
+    swarm::OriginRequest,
+};
+
+/// Why a reply's bytes stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The download failed.
+    #[error("{0}")]
+    Download(Failure),
+    /// The whole is not what its name promises: blames the origin.
+    #[error("the origin's bytes do not have the SHA-256 in the file's name")]
+    Mismatch,
+    /// The disk does not give the bytes back.
+    #[error("the store's disk does not give the bytes back")]
+    Unreadable,
+    /// Nothing came for [`limits::FETCH_STALL`].
+    #[error("nothing came from the origin for {:?}", limits::FETCH_STALL)]
+    Stalled,
+}
+
+impl BodyError {
+    /// Whether the origin must not be asked for the same bytes straight away. Under a name that is a hash (`hashed`) a
+    /// changed object is a wrong one.
+    fn is_final(&self, hashed: bool) -> bool {
+        match self {
+            Self::Mismatch | Self::Unreadable => true,
+            Self::Download(failure) => hashed && failure.is_change(),
+            Self::Stalled => false,
+        }
+    }
+}
+
+/// Answers a GET from a task, complete or on its way.
+pub async fn from_store(
+    exchange: Exchange,
+    transport: &mut Transport,
+    request: OriginRequest,
+    source: Source,
+) -> Result<Done, ExchangeError> {
+    let (len, headers) = (source.held.meta.layout.len(), &source.held.meta.headers);
+    let now = unix_now();
+    let plan = plan(&exchange.head, &Stored::of(headers, now), len, now);
+    let no_body = match &plan {
+        Plan::NotModified => Selection::NotModified,
+        Plan::PreconditionFailed => Selection::PreconditionFailed,
+        Plan::Unsatisfiable => Selection::Unsatisfiable { total: len },
+        Plan::Whole | Plan::Part(_) | Plan::Parts(_) => {
+            let mut body = Body::new(&exchange, &source, &plan);
+            return match body.first(&plan).await {
+                Ok(()) => body.reply(transport, plan).await,
+                // The origin's bytes are not those of the name, or right ones could complete a wrong file.
+                Err(NotReady::Body(error)) if error.is_final(source.held.meta.sha256.is_some()) => {
+                    drop(body);
+                    let party = if matches!(error, BodyError::Unreadable) { Party::Node } else { Party::Origin };
+                    exchange.refuse(transport, 502, party, &error.to_string()).await
+                }
+                // Nothing was sent yet: this client gets what it would have got without us.
+                Err(error) => {
+                    drop(body);
+                    straight(exchange, transport, request, &error).await
+                }
+            };
+        }
+    };
+    let keep = exchange.keeps();
+    transport.send(response::stored_reply(&no_body, headers, &exchange.about(keep, source.age))).await?;
+    Ok(Done { outcome: source.outcome, keep })
+}
+
+/// The ranges of a plan that has a body.
+fn ranges(plan: &Plan, len: u64) -> Vec<Range<u64>> {
+    match plan {
+        Plan::Part(range) => vec![range.clone()],
+        Plan::Parts(ranges) => ranges.clone(),
+        _ => std::iter::once(0..len).collect(),
+    }
+}
+
+async fn straight(
+    exchange: Exchange,
+    transport: &mut Transport,
+    request: OriginRequest,
+    error: &NotReady,
+) -> Result<Done, ExchangeError> {
+    tracing::info!(at = request.label(), %error, "fetched straight from the origin for this client");
+    forward::forward(exchange, transport, request).await
+}
+
+/// Why the first byte did not come.
+#[derive(Debug, thiserror::Error)]
+enum NotReady {
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    #[error("the end of a file that nobody downloads whole cannot be verified")]
+    Unverifiable,
+}
+
+/// A reply's body on its way.
+struct Body<'a> {
+    exchange: &'a Exchange,
+    source: &'a Source,
+    /// Withheld bytes start here while the verdict is pending.
+    limit: u64,
+    len: u64,
+    _reading: Vec<Reading>,
+}
+
+impl<'a> Body<'a> {
+    fn new(exchange: &'a Exchange, source: &'a Source, plan: &Plan) -> Self {
+        let len = source.held.meta.layout.len();
+        let ranges = ranges(plan, len);
+        let last_start = ranges.iter().map(|range| range.start).max().unwrap_or(0);
+        let limit = len.saturating_sub(limits::WITHHELD_TAIL).max(last_start);
+        let reading = ranges.iter().filter_map(|range| source.read(range.clone())).collect();
+        Self { exchange, source, limit, len, _reading: reading }
+    }
+
+    /// Waits until the first byte can go, but not past the time at which the client should see a head.
+    async fn first(&mut self, plan: &Plan) -> Result<(), NotReady> {
+        let ranges = ranges(plan, self.len);
+        let in_tail = |range: &Range<u64>| range.end > self.len.saturating_sub(limits::WITHHELD_TAIL);
+        if ranges.iter().any(in_tail) && self.source.held.verdict() == Verdict::Pending {
+            self.whole_wanted().await?;
+        }
+        let start = ranges.first().map_or(0, |range| range.start);
+        if self.len == 0 {
+            return Ok(());
+        }
+        let waited = self.exchange.started.elapsed();
+        let left = limits::FIRST_BYTE_WAIT.saturating_sub(waited).max(limits::FIRST_BYTE_LEAST);
+        match timeout(left, self.more(start)).await {
+            Ok(result) => Ok(result.map(drop)?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The end of a file is let go when the whole is verified, which never happens if nobody wants the whole. Clients that
+    /// download in parallel ranges show within a moment that they do.
+    async fn whole_wanted(&self) -> Result<(), NotReady> {
+        let deadline = Instant::now() + limits::WHOLE_WANTED_WAIT;
+        while !self.source.whole_wanted() {
+            if Instant::now() >= deadline {
+                return Err(NotReady::Unverifiable);
+            }
+            tokio::time::sleep(limits::WHOLE_WANTED_WAIT / 20).await;
+        }
+        Ok(())
+    }
+
+    async fn reply(mut self, transport: &mut Transport, plan: Plan) -> Result<Done, ExchangeError> {
+        let keep = self.exchange.keeps();
+        let (stored, about) = (&self.source.held.meta.headers, self.exchange.about(keep, self.source.age));
+        let total = self.len;
+        let first_byte = || self.exchange.shard.node.metrics.first_byte(self.exchange.started.elapsed());
+        let one = match plan {
+            Plan::Parts(ranges) => {
+                let parts = Multipart::new(random_boundary(), content_type(stored), ranges, total);
+                let (content_type, content_length) = (parts.content_type(), parts.content_length());
+                let selection = Selection::Parts { content_type: &content_type, content_length };
+                transport.send(response::stored_reply(&selection, stored, &about)).await?;
+                first_byte();
+                self.send_parts(transport, &parts).await?;
+                return Ok(Done { outcome: self.source.outcome, keep });
+            }
+            Plan::Part(range) => (Selection::Part { range: range.clone(), total }, range),
+            _ => (Selection::Whole { len: total }, 0..total),
+        };
+        transport.send(response::stored_reply(&one.0, stored, &about)).await?;
+        first_byte();
+        self.send(transport, one.1).await?;
+        Ok(Done { outcome: self.source.outcome, keep })
+    }
+
+    async fn send_parts(&mut self, transport: &mut Transport, parts: &Multipart) -> Result<(), ExchangeError> {
+        for segment in parts.segments() {
+            match segment {
+                Segment::Text(text) => transport.send(text).await?,
+                Segment::Body(range) => self.send(transport, range).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, transport: &mut Transport, span: Range<u64>) -> Result<(), ExchangeError> {
+        let metrics = &self.exchange.shard.node.metrics;
+        let mut offset = span.start;
+        while offset < span.end {
+            let end = self.more(offset).await?.min(span.end);
+            transport.send_file(self.source.held.file(), offset..end).await?;
+            metrics.sent(end - offset);
+            if self.source.outcome == Outcome::Hit {
+                metrics.received(Origin::Store, end - offset);
+            }
+            offset = end;
+        }
+        Ok(())
+    }
+
+    /// Waits until bytes from `offset` may go out, and gives their end.
+    async fn more(&mut self, offset: u64) -> Result<u64, BodyError> {
+        let mut deadline = Instant::now() + limits::FETCH_STALL;
+        let mut dribble_at = Instant::now() + limits::DRIBBLE_EVERY;
+        let mut progress = self.source.progress();
+        loop {
+            let changed = self.source.held.changed();
+            let end = self.servable_end(offset)?;
+            if end > offset {
+                return Ok(end);
+            }
+            if let Some(error) = self.source.failure() {
+                return Err(BodyError::Download(error));
+            }
+            // Anything that moves in the task counts: a reader far ahead of the download waits with reason.
+            let now = self.source.progress();
+            if now != progress {
+                (progress, deadline) = (now, Instant::now() + limits::FETCH_STALL);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.source.ended() => {}
+                () = tokio::time::sleep_until(dribble_at) => {
+                    dribble_at += limits::DRIBBLE_EVERY;
+                    self.dribble(offset);
+                }
+                () = tokio::time::sleep_until(deadline) => return Err(BodyError::Stalled),
+            }
+        }
+    }
+
+    fn servable_end(&self, offset: u64) -> Result<u64, BodyError> {
+        let valid = self.source.held.valid_end(offset);
+        match self.source.held.verdict() {
+            Verdict::Mismatch => Err(BodyError::Mismatch),
+            Verdict::Unreadable => Err(BodyError::Unreadable),
+            Verdict::Pending => Ok(valid.min(self.limit)),
+            Verdict::Verified | Verdict::NotNeeded => Ok(valid),
+        }
+    }
+
+    /// Lets one more withheld byte go, never the last, when withholding is all that the client waits for.
+    fn dribble(&mut self, offset: u64) {
+        if offset == self.limit && self.source.held.valid_end(offset) > offset {
+            self.limit = (self.limit + 1).min(self.len - 1);
+        }
+    }
+}
+
+fn content_type(headers: &[(String, Vec<u8>)]) -> Option<&[u8]> {
+    headers.iter().find(|(name, _)| name == "content-type").map(|(_, value)| value.as_slice())
+}
+
+fn random_boundary() -> [u8; 16] {
+    let mut random = [0; 16];
+    // A boundary that is not random is still one, as no file can be made to contain it in time.
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+    random
+}
+
+const _: () = assert!(limits::FIRST_BYTE_WAIT.as_secs() < 10);

@@ -1,3 +1,59 @@
-//! The project's own commands.
+//! The project's own commands, run as `cargo xtask COMMAND`.
+//!
+//! - [`setup`] finds or installs what building and testing needs
+//! - [`ebpf`] builds the peer and says whether interception is in it
+//! - [`tidy`] checks the rules of the tree that no compiler knows
+//! - [`test`] runs every check, as CI does
+//! - [`demo`] shows two real clients downloading through one node
 
-fn main() {}
+#![deny(unsafe_code)]
+
+mod demo;
+mod ebpf;
+mod setup;
+mod shell;
+mod steps;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Pondhawk's own commands", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install the tools that building and testing need; safe to run again.
+    Setup(setup::Args),
+    /// Build the peer with its BPF programs and say whether interception is in it.
+    Ebpf,
+    /// Check the rules of the tree: structure, purity, sizes, links.
+    Tidy,
+    /// Set up, check formatting, lint, tidy, build and run every test.
+    Test(test::Args),
+    /// Show two unmodified clients downloading one file through one node.
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Ebpf => ebpf::run(),
+        Command::Tidy => tidy::run(),
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,172 @@
 //! The commands of the pondhawk binary.
+//!
+//! Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no node answers.
+
+pub mod ca;
+mod client;
+mod config;
+mod human;
+mod logging;
+mod ls;
+mod rm;
+mod status;
+mod up;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    config::{Config, ConfigError, Loaded},
+    tls::Suffixes,
+};
+use client::ClientError;
+
+/// A failed command.
+const FAILED: u8 = 1;
+/// No node answers.
+const NO_NODE: u8 = 3;
+/// Read where `--config` is not given and it exists.
+const DEFAULT_FILE: &str = "/etc/pondhawk/config.yaml";
+
+#[derive(Debug, Parser)]
+#[command(name = "pondhawk", version, about = "Downloads every model and data set once, and serves it from here")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node until SIGTERM or SIGINT
+    Up(Settings),
+    /// List the tasks that the node keeps, the last used first
+    Ls(ls::Ls),
+    /// Remove tasks that nobody uses now
+    Rm(rm::Rm),
+    /// Show how the node is
+    Status(status::Status),
+    /// Show the node's certificate authority, and make clients trust it
+    Ca(CaCommand),
+    /// Print, check and explain configurations
+    Config(config::ConfigCommand),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+struct Settings {
+    /// The configuration file [default: /etc/pondhawk/config.yaml where it exists]
+    #[arg(long, value_name = "FILE", env = "PONDHAWK_CONFIG")]
+    config: Option<PathBuf>,
+    /// Set one key, as in store.quota=20GiB; PONDHAWK_STORE__QUOTA=20GiB in the environment does the same
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// A `ca` command and the configuration that says whose CA and for which hosts.
+#[derive(Debug, Args)]
+struct CaCommand {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    ca: ca::Ca,
+}
+
+/// Which node is asked.
+#[derive(Debug, Args)]
+struct Node {
+    /// The node's admin port
+    #[arg(long, value_name = "ADDRESS", env = "PONDHAWK_ADMIN", default_value = "127.0.0.1:65002")]
+    admin: String,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Ca(#[from] ca::CaError),
+    #[error("{0}")]
+    Task(String),
+    /// Some were done; the output says which were not.
+    #[error("{message}")]
+    Partly { done: String, message: String },
+    #[error("{0:#}")]
+    Node(anyhow::Error),
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(output) => print(&output),
+        Err(error) => {
+            if let CliError::Partly { done, .. } = &error {
+                print(done);
+            }
+            eprintln!("pondhawk: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> Result<String, CliError> {
+    match command {
+        Command::Up(settings) => up::run(&settings).map(|()| String::new()),
+        Command::Ls(command) => command.run(),
+        Command::Rm(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Ca(command) => command.run(),
+        Command::Config(command) => command.run(),
+    }
+}
+
+impl CaCommand {
+    fn run(&self) -> Result<String, CliError> {
+        let config = self.settings.load()?.config;
+        let suffixes = Suffixes::new(&config.intercept.hosts).map_err(ca::CaError::from)?;
+        let mut output = Vec::new();
+        ca::run(&self.ca, &config.data_dir, &suffixes, &mut output)?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+}
+
+fn exit_code(error: &CliError) -> u8 {
+    match error {
+        CliError::Client(ClientError::NoNode { .. }) => NO_NODE,
+        _ => FAILED,
+    }
+}
+
+/// Prints, unless whoever reads has gone (`pondhawk ls | head`).
+fn print(output: &str) -> ExitCode {
+    match io::stdout().write_all(output.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("pondhawk: standard output: {error}");
+            ExitCode::from(FAILED)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+impl Settings {
+    fn load(&self) -> Result<Loaded, ConfigError> {
+        let default = PathBuf::from(DEFAULT_FILE);
+        let file = self.config.clone().or_else(|| default.exists().then_some(default));
+        // A variable that is no Unicode is none of our keys.
+        let environment =
+            std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+        Config::load(file.as_deref(), environment, &self.set)
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    let text = serde_json::to_string_pretty(value).expect("reports are plain data with text keys");
+    format!("{text}\n")
+}

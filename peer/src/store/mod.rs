@@ -1,1 +1,342 @@
 //! Pieces on disk: layout, index, eviction, recovery. See DESIGN.md beside this file.
+
+mod backend;
+mod clock;
+mod error;
+pub mod evict;
+mod held;
+mod index;
+mod keeper;
+pub mod layout;
+mod paths;
+mod recover;
+mod shelf;
+mod verify;
+
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+pub use error::StoreError;
+pub use held::{Held, User, Verdict};
+pub use index::IndexError;
+
+use backend::{Backend, Disk};
+use held::{Files, Links, State};
+use index::{Op, Record};
+use paths::Paths;
+use shelf::{Gone, Reservation, Shelf};
+use verify::DigestQueue;
+
+use crate::task::{Layout, TaskId};
+
+/// Tasks made at once; the same task always waits for itself.
+const CREATING: usize = 64;
+/// How long a new task waits for room in the index thread's queue, or for evicted blocks to be free.
+const INDEX_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const INDEX_RETRY: Duration = Duration::from_millis(5);
+/// How long `close` waits for commits under way.
+const COMMIT_GRACE: Duration = Duration::from_secs(2);
+
+/// What a task is: fixed when it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskMeta {
+    /// Its name in the cluster.
+    pub id: TaskId,
+    /// Its length and pieces.
+    pub layout: Layout,
+    /// SHA-256 of the whole, if its name carries one.
+    pub sha256: Option<[u8; 32]>,
+    /// Host and path without query, for people.
+    pub label: String,
+    /// The origin's response headers, to replay.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The origin's strong validator, with its quotes.
+    pub etag: Option<String>,
+    /// When it was first asked for, in Unix seconds.
+    pub created_unix: u64,
+}
+
+/// How large a store may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes that all tasks together may take, counted whole from their creation.
+    pub quota: u64,
+    /// Bytes of the file system to leave to others; idle tasks are evicted in the background for it.
+    pub keep_free: u64,
+}
+
+/// A task as listings show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskInfo {
+    /// Its name in the cluster.
+    pub id: TaskId,
+    /// Host and path without query.
+    pub label: String,
+    /// Bytes in the task.
+    pub len: u64,
+    /// Bytes of it that are here; after an unclean stop as last known, until the task is used.
+    pub held: u64,
+    /// What is known of the whole.
+    pub verdict: Verdict,
+    /// Whether somebody reads or downloads it now.
+    pub in_use: bool,
+    /// When it was first asked for, in Unix seconds.
+    pub created_unix: u64,
+    /// When it was last used, in Unix milliseconds.
+    pub last_used_ms: u64,
+}
+
+/// How full a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes allowed.
+    pub quota: u64,
+    /// Bytes reserved for the tasks, piece tables included.
+    pub reserved: u64,
+    /// Bytes of pieces that are here.
+    pub held: u64,
+    /// How many tasks.
+    pub tasks: usize,
+    /// Tasks evicted since the start.
+    pub evictions: u64,
+}
+
+/// The store of one peer: shared by its shards.
+pub struct Store {
+    shelf: Arc<Shelf>,
+    links: Links,
+    creating: [tokio::sync::Mutex<()>; CREATING],
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    digest: JoinHandle<()>,
+    index: JoinHandle<()>,
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes one. Blocks: reads the index and the directory, but no task's data.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, StoreError> {
+        Self::open_on(dir, options, Disk::Ring)
+    }
+
+    /// The task, and marks it as used. Opens its files if they are not: two open(2) and one read of the piece table.
+    ///
+    /// A task stays as long as somebody has its `Held` or a [`User`] of it.
+    /// After an unclean stop its pieces appear as they are checked: see [`Held::checked`].
+    pub fn get(&self, id: &TaskId) -> Option<Arc<Held>> {
+        match self.shelf.get(id, &self.links) {
+            Ok(held) => held,
+            Err(gone) => {
+                tracing::warn!(task = %id, "a stored task's files are not its own; dropped");
+                let gone = self.shelf.remove(id, Some(gone.generation));
+                self.forget(&gone.map_or_else(Vec::new, |gone| vec![gone]));
+                None
+            }
+        }
+    }
+
+    /// Makes the task, or gives the one that is there (whatever its meta says: compare). Evicts idle tasks if it must.
+    ///
+    /// [`StoreError::NoSpace`] means that all that may go would not be enough. Runs on a shard; dropping the future is safe.
+    pub async fn create(self: &Arc<Self>, meta: TaskMeta) -> Result<Arc<Held>, StoreError> {
+        let _turn = self.creating[usize::from(meta.id.0[0]) % CREATING].lock().await;
+        if let Some(held) = self.get(&meta.id) {
+            return Ok(held);
+        }
+        if self.links.closing.load(Ordering::SeqCst) {
+            return Err(StoreError::Closed);
+        }
+        let (reservation, gone) = self.shelf.reserve(&meta)?;
+        let freed = self.forget(&gone);
+        let files = self.make_files(&meta, freed).await?;
+        self.install(meta, reservation, files).await
+    }
+
+    /// Removes a task. Whoever has it open reads on; its name is free at once. Whether it was there.
+    pub fn remove(&self, id: &TaskId) -> bool {
+        let gone = self.shelf.remove(id, None);
+        self.forget(&gone.map_or_else(Vec::new, |gone| vec![gone]));
+        gone.is_some()
+    }
+
+    /// All tasks, last used first.
+    pub fn list(&self) -> Vec<TaskInfo> {
+        self.shelf.list()
+    }
+
+    /// How full the store is.
+    pub fn usage(&self) -> Usage {
+        self.shelf.usage()
+    }
+
+    /// Syncs everything and leaves the mark that spares the next start its checks. Blocks; later commits fail.
+    pub fn close(&self) {
+        self.links.closing.store(true, Ordering::SeqCst);
+        let Some(threads) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        self.links.digests.stop();
+        join(threads.digest);
+        self.shelf.close_idle();
+        let ready = self.sync_tasks();
+        // They wait for room: the queue's reader lives until `Stop`.
+        for op in [Op::Used(self.shelf.changed_uses()), Op::Trust(ready), Op::Stop] {
+            drop(self.links.ops.send(op));
+        }
+        join(threads.index);
+    }
+
+    fn open_on(dir: &Path, options: Options, disk: Disk) -> Result<Arc<Self>, StoreError> {
+        let paths = Paths::new(dir);
+        let recovered = recover::recover(&paths)?;
+        let shelf = Arc::new(Shelf::new(paths, options, recovered.entries, recovered.generations));
+        let (ops, queue) = keeper::queue();
+        let digests = Arc::new(DigestQueue::new());
+        let threads = Threads {
+            digest: verify::start(Arc::clone(&digests)).map_err(StoreError::disk("start the digest thread"))?,
+            index: keeper::start(recovered.index, Arc::clone(&shelf), queue, recovered.lock)
+                .map_err(StoreError::disk("start the index thread"))?,
+        };
+        let links = Links { disk, ops, digests, closing: Arc::new(AtomicBool::new(false)) };
+        let creating = std::array::from_fn(|_| tokio::sync::Mutex::new(()));
+        Ok(Arc::new(Self { shelf, links, creating, threads: Mutex::new(Some(threads)) }))
+    }
+
+    /// Makes and reserves a task's files, evicting as long as the disk is full.
+    async fn make_files(&self, meta: &TaskMeta, freed: Option<oneshot::Receiver<()>>) -> Result<Files, StoreError> {
+        let paths = self.shelf.paths();
+        let failed = || StoreError::disk("make a task's files");
+        paths::make_dir(&paths.task_dir(&meta.id)).map_err(failed())?;
+        let make = |path| File::options().read(true).write(true).create_new(true).open(path).map(Arc::new);
+        let table = make(paths.table(&meta.id)).map_err(failed())?;
+        let data = make(paths.data(&meta.id)).map_err(failed())?;
+        let mut freed = self.allocate(&table, layout::table_len(meta.layout), freed).await?;
+        if !meta.layout.is_empty() {
+            freed = self.allocate(&data, meta.layout.len(), freed).await?;
+        }
+        drop(freed);
+        let header = layout::encode_header(&meta.id, meta.layout).to_vec();
+        self.links.disk.write_small(&table, header, 0).await.map_err(failed())?;
+        Ok(Files { data, table, slots: Vec::new() })
+    }
+
+    /// Reserves a file's blocks. Each full disk costs at least one idle task, so it ends.
+    async fn allocate(
+        &self,
+        file: &Arc<File>,
+        len: u64,
+        mut freed: Option<oneshot::Receiver<()>>,
+    ) -> Result<Option<oneshot::Receiver<()>>, StoreError> {
+        loop {
+            match self.links.disk.allocate(file, len).await {
+                Ok(()) => return Ok(freed),
+                Err(error) if error::is_full(&error) => {}
+                Err(error) => return Err(StoreError::disk("reserve a task's blocks")(error)),
+            }
+            if freed.is_none() {
+                let free = shelf::free_bytes(self.shelf.paths().dir()).unwrap_or(0);
+                let gone = self.shelf.evict(len.saturating_sub(free).max(1));
+                freed = self.forget(&gone.ok_or(StoreError::NoSpace { need: len })?);
+            }
+            if let Some(freed) = freed.take() {
+                // Late or lost: the next round evicts more, or says that there is no room.
+                let _ = tokio::time::timeout(INDEX_DEADLINE, freed).await;
+            }
+        }
+    }
+
+    async fn install(&self, meta: TaskMeta, reservation: Reservation, files: Files) -> Result<Arc<Held>, StoreError> {
+        let state = Arc::new(State::fresh(reservation.generation()));
+        let record = Record { meta: meta.clone(), generation: reservation.generation(), verified: false };
+        let mut op = Op::Put(Box::new(record), Arc::clone(&state));
+        let deadline = Instant::now() + INDEX_DEADLINE;
+        while let Err(full) = self.links.ops.try_send(op) {
+            if Instant::now() > deadline || full.is_disconnected() {
+                return Err(StoreError::Unrecorded);
+            }
+            op = full.into_inner();
+            tokio::time::sleep(INDEX_RETRY).await;
+        }
+        let held = Held::new(meta, state, self.links.clone(), files);
+        self.shelf.insert(reservation, &held);
+        Ok(held)
+    }
+
+    /// Has the index forget tasks that left the shelf; tells when their blocks are free.
+    fn forget(&self, gone: &[Gone]) -> Option<oneshot::Receiver<()>> {
+        let (last, others) = gone.split_last()?;
+        for &Gone { id, generation } in others {
+            // A lost one is a record without files, which the next start drops.
+            drop(self.links.ops.try_send(Op::Remove { id, generation, freed: None }));
+        }
+        let (freed, is_freed) = oneshot::channel();
+        let op = Op::Remove { id: last.id, generation: last.generation, freed: Some(freed) };
+        drop(self.links.ops.try_send(op));
+        Some(is_freed)
+    }
+
+    /// Syncs the files of every task that can be trusted at the next start, and names these tasks.
+    fn sync_tasks(&self) -> Vec<TaskId> {
+        let deadline = Instant::now() + COMMIT_GRACE;
+        let states = self.shelf.states();
+        let trusted = states.into_iter().filter(|(id, state)| {
+            wait_for_commits(state, deadline)
+                && state.trusted.load(Ordering::Acquire)
+                && (!state.dirty.load(Ordering::Acquire) || self.sync_task(id))
+        });
+        trusted.map(|(id, _)| id).collect()
+    }
+
+    fn sync_task(&self, id: &TaskId) -> bool {
+        let paths = self.shelf.paths();
+        let sync = |path: &Path| -> io::Result<()> { File::options().write(true).open(path)?.sync_data() };
+        let result = sync(&paths.data(id)).and_then(|()| sync(&paths.table(id)));
+        if let Err(error) = &result {
+            tracing::error!(task = %id, %error, "a task could not be synced; it will be checked at the next start");
+        }
+        result.is_ok()
+    }
+}
+
+impl Drop for Store {
+    /// Without [`Store::close`] the next start checks everything. The directory is free afterwards.
+    fn drop(&mut self) {
+        let Some(threads) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        self.links.closing.store(true, Ordering::SeqCst);
+        self.links.digests.stop();
+        join(threads.digest);
+        drop(self.links.ops.send(Op::Stop));
+        join(threads.index);
+    }
+}
+
+/// Whether no commit is under way, or none soon.
+fn wait_for_commits(state: &State, deadline: Instant) -> bool {
+    while state.committing.load(Ordering::SeqCst) > 0 {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::park_timeout(INDEX_RETRY);
+    }
+    true
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread of the store panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests;

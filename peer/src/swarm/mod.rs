@@ -1,1 +1,16 @@
 //! The download: a pure machine, the origin client, and the driver between them.
+
+mod address;
+mod body;
+mod connect;
+pub mod download;
+pub mod driver;
+mod error;
+pub mod origin;
+mod pool;
+mod request;
+pub mod retry;
+mod run;
+
+pub use driver::{DownloadError, DriverOptions, Handle, Offer, ReaderGuard, Status};
+pub use origin::{Answer, Expected, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Probe, TrustError};

@@ -1,9 +1,12 @@
 //! Tasks and pieces: identity, layout, bitmaps, digests [pure].
 
 pub mod bitmap;
+pub mod digest;
+pub mod filter;
 pub mod id;
 pub mod piece;
 
 pub use bitmap::Bitmap;
-pub use id::TaskId;
+pub use filter::Filter;
+pub use id::{Identity, Rules, TaskId};
 pub use piece::Layout;

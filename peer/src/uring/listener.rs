@@ -46,14 +46,23 @@ impl Listener {
         self.listener.local_addr()
     }
 
-    /// The next connection.
+    /// The next connection that still stands. Errors are of the listener or the process, never of one client.
     pub async fn accept(&self) -> io::Result<Socket> {
+        loop {
+            // A client that has already reset its connection must not look like a want of descriptors.
+            if let Ok(socket) = Socket::new(self.accept_one().await?) {
+                return Ok(socket);
+            }
+        }
+    }
+
+    async fn accept_one(&self) -> io::Result<TcpStream> {
         let entry =
             opcode::Accept::new(types::Fd(self.listener.as_raw_fd()), std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: no memory; the descriptor travels with the operation.
         let (result, _) = unsafe { op::submit(Arc::clone(&self.listener), entry.flags(CLOEXEC).build()) }.await;
         let fd = result?.cast_signed();
         // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
-        Socket::new(TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 }

@@ -22,8 +22,6 @@ pub enum ProbeError {
 pub struct Features {
     /// Zero-copy sends (6.0), for devices that can.
     pub send_zc: bool,
-    /// Several completions of one receive (6.0).
-    pub recv_multishot: bool,
     /// The kernel skips interrupts for task work that the shard would notice anyway (5.19).
     pub coop_taskrun: bool,
 }
@@ -52,11 +50,8 @@ pub fn probe() -> Result<Features, ProbeError> {
     if let Some((_, name)) = NEEDED.iter().find(|(code, _)| !probe.is_supported(*code)) {
         return Err(ProbeError::Missing(name));
     }
-    let send_zc = probe.is_supported(opcode::SendZc::CODE);
     Ok(Features {
-        send_zc,
-        // Multishot receive is a flag of an old operation; it came in the same release as SEND_ZC.
-        recv_multishot: send_zc,
+        send_zc: probe.is_supported(opcode::SendZc::CODE),
         coop_taskrun: tokio_uring::uring_builder().setup_coop_taskrun().build(2).is_ok(),
     })
 }

@@ -55,10 +55,22 @@ impl Socket {
         let _ = self.stream.shutdown(how);
     }
 
-    /// Makes the close that follows send RST and drop what is unsent: the reply was cut on purpose.
-    pub fn reset_on_close(&self) {
-        // Failing to arm the reset leaves an orderly close of a short body, which the client notices as well.
-        let _ = socket2::SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO));
+    /// Sends RST at once and drops what is unsent: the other end must not take what it has for the whole. Operations under
+    /// way complete with an error.
+    ///
+    /// Connecting to AF_UNSPEC is how Linux spells it (connect(2)); a close with SO_LINGER would wait for those operations.
+    pub fn abort(&self) {
+        // Whatever fails here leaves a connection that was over already.
+        let _ = rustix::net::connect_unspec(&*self.stream);
+    }
+
+    /// Whether the other end has closed or reset already, perhaps behind bytes that are still to be read. Does not wait.
+    pub fn peer_left(&self) -> bool {
+        let signs = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [rustix::event::PollFd::new(&*self.stream, signs)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A poll that fails tells nothing; the next operation will.
+        rustix::event::poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits until a read would find bytes, the end of the stream, or an error; holds no buffer meanwhile.

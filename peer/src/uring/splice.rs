@@ -28,15 +28,15 @@ pub struct Spliced {
 /// other open. Idle connections are kept as long as both ends answer TCP keepalives.
 ///
 /// # Errors
-/// The first error of either direction; both sockets are shut down then, as the ends would have seen a reset.
+/// The first error of either direction; both ends are reset then.
 pub async fn splice_both(a: &Socket, b: &Socket) -> io::Result<Spliced> {
     let _modes = (a.nonblocking()?, b.nonblocking()?);
     let result = tokio::try_join!(pump(a, b), pump(b, a));
     match result {
         Ok((forth, back)) => Ok(Spliced { forth, back }),
         Err(error) => {
-            a.shutdown(Shutdown::Both);
-            b.shutdown(Shutdown::Both);
+            a.abort();
+            b.abort();
             Err(error)
         }
     }

@@ -161,3 +161,17 @@ fn a_dropped_wait_leaves_the_socket_usable() {
 fn the_kernel_of_the_tests_has_what_the_node_needs() {
     probe::probe().unwrap();
 }
+
+#[test]
+fn a_client_that_has_reset_its_connection_is_no_failure_of_accept() {
+    tokio_uring::start(async {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let gone = TcpStream::connect(address).unwrap();
+        socket2::SockRef::from(&gone).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(gone);
+        let here = TcpStream::connect(address).unwrap();
+        let accepted = listener.accept().await.unwrap();
+        assert_eq!(accepted.peer_addr(), here.local_addr().unwrap());
+    });
+}

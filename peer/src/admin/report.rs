@@ -1,0 +1,100 @@
+//! What the control endpoints say, as JSON on both sides: the node writes it, the commands read it.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::Totals;
+
+/// A task on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Host and path, without the query.
+    pub label: String,
+    /// Bytes of the whole file.
+    pub bytes: u64,
+    /// Bytes held.
+    pub held_bytes: u64,
+    /// Pieces of the whole file.
+    pub pieces: u32,
+    /// Pieces held.
+    pub held_pieces: u32,
+    /// Whether the whole matched the SHA-256 in its name: `not_needed`, `pending`, `verified`, `mismatch` or `unreadable`.
+    pub verdict: String,
+    /// Whether somebody reads or downloads it now.
+    pub in_use: bool,
+    /// Seconds since 1970.
+    pub created_unix: u64,
+    /// Seconds since 1970 at the last use.
+    pub used_unix: u64,
+}
+
+/// What became of a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Gone.
+    Removed,
+    /// There is no such task.
+    Unknown,
+    /// Somebody reads or downloads it.
+    InUse,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The package's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_seconds: u64,
+    /// Threads that serve.
+    pub shards: usize,
+    /// Why it is not ready; empty if it is.
+    pub unready: Vec<String>,
+    /// Client connections open now.
+    pub connections: u64,
+    /// Where the proxy listens.
+    pub proxy: Option<SocketAddr>,
+    /// The store.
+    pub store: StoreStatus,
+    /// Sums since the start.
+    pub totals: Totals,
+    /// The transparent way in.
+    pub interception: Interception,
+    /// What was chosen after the kernel was probed, by feature.
+    pub kernel: BTreeMap<String, String>,
+}
+
+/// How full the store is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Where it is.
+    pub dir: String,
+    /// Tasks held, whole or in part.
+    pub tasks: u64,
+    /// Bytes that count against the quota.
+    pub bytes: u64,
+    /// The quota in bytes.
+    pub quota: u64,
+}
+
+/// Whether port-443 connections are caught.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interception {
+    /// Whether they are.
+    pub on: bool,
+    /// If not: why, and what would change it.
+    pub why_off: Option<String>,
+    /// `dns` or `all`.
+    pub mode: String,
+    /// Where the programs are attached.
+    pub cgroup: Option<String>,
+    /// To which port connections are led.
+    pub port: Option<u16>,
+    /// Decisions of the BPF programs since the start.
+    pub decisions: BTreeMap<String, u64>,
+}

@@ -1,0 +1,395 @@
+//! `pondhawk ca`: shows the node's CA and brings it to clients: the system's store, variables, a bundle.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::tls::bundle::{Bundle, bundle_path, write_bundle};
+use crate::tls::{Authority, AuthorityError, CaInfo, NameError, Suffixes};
+
+/// Shows the node's CA and makes clients trust it.
+#[derive(Debug, Args)]
+pub(super) struct Ca {
+    #[command(subcommand)]
+    command: CaCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Show where the CA is, its fingerprint, what it may speak for and until when
+    Show(Show),
+    /// Put the CA into this system's trust store (as root), or take it out
+    Install(Install),
+    /// Print the variables for clients that do not use the system's store, as in `eval "$(pondhawk ca env)"`
+    Env(Env),
+    /// Write the system's roots and the CA into one file, and print its path
+    Bundle(BundleArgs),
+}
+
+#[derive(Debug, Args)]
+struct Show {
+    /// Print the certificate itself
+    #[arg(long)]
+    pem: bool,
+}
+
+#[derive(Debug, Args)]
+struct Install {
+    /// Take the CA out again
+    #[arg(long)]
+    uninstall: bool,
+}
+
+#[derive(Debug, Args)]
+struct Env {
+    #[command(flatten)]
+    bundle: BundleArgs,
+    /// How to print the variables
+    #[arg(long, value_enum, default_value_t = Format::Shell)]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+struct BundleArgs {
+    /// Write the bundle here [default: ca/bundle.pem in the data directory]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Take the roots from this PEM file instead of the system's
+    #[arg(long, value_name = "FILE")]
+    roots: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// `export NAME='value'`, with comments
+    Shell,
+    /// `NAME=value`, as `docker run --env-file` takes it
+    Dotenv,
+    /// One object
+    Json,
+}
+
+/// Why a `ca` command failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CaError {
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Suffixes(#[from] NameError),
+    #[error("this node has no CA yet: the first `pondhawk up` or `pondhawk ca install` makes it")]
+    None,
+    #[error(
+        "this system's trust store is unknown (none of {0}): give clients the variables of `pondhawk ca env` instead"
+    )]
+    UnknownStore(String),
+    #[error("cannot change {}: {source}{}", path.display(), hint(source))]
+    Store { path: PathBuf, source: io::Error },
+    #[error("`{command}` failed: {why}")]
+    Update { command: String, why: String },
+    #[error("cannot print: {0}")]
+    Print(#[from] io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied { " (run it as root)" } else { "" }
+}
+
+/// Runs a `ca` command on the CA of `data_dir`, made now where there is none (except by `show`), and prints to `out`.
+/// Warnings go to the log. Blocking.
+pub(super) fn run(ca: &Ca, data_dir: &Path, suffixes: &Suffixes, out: &mut dyn Write) -> Result<(), CaError> {
+    match &ca.command {
+        CaCommand::Show(show) => run_show(show, data_dir, out),
+        CaCommand::Install(Install { uninstall: false }) => install(&ca_of(data_dir, suffixes)?, Path::new("/"), out),
+        CaCommand::Install(Install { uninstall: true }) => uninstall(Path::new("/"), out),
+        CaCommand::Env(env) => {
+            let info = ca_of(data_dir, suffixes)?;
+            let bundle = bundle_of(&info, data_dir, &env.bundle)?;
+            Ok(out.write_all(render(&variables(&bundle.path, &info.path), env.format).as_bytes())?)
+        }
+        CaCommand::Bundle(args) => {
+            let bundle = bundle_of(&ca_of(data_dir, suffixes)?, data_dir, args)?;
+            Ok(writeln!(out, "{}", bundle.path.display())?)
+        }
+    }
+}
+
+/// What is there is used as it is, without its key: only root can read that.
+fn ca_of(data_dir: &Path, suffixes: &Suffixes) -> Result<CaInfo, CaError> {
+    Ok(match CaInfo::of(data_dir)? {
+        Some(info) => info,
+        None => Authority::open(data_dir, suffixes)?.info().clone(),
+    })
+}
+
+fn run_show(show: &Show, data_dir: &Path, out: &mut dyn Write) -> Result<(), CaError> {
+    let info = CaInfo::of(data_dir)?.ok_or(CaError::None)?;
+    if show.pem {
+        return Ok(out.write_all(info.pem.as_bytes())?);
+    }
+    let installed = system_store(Path::new("/")).map_or_else(
+        |_| "unknown: this system's trust store is not known".to_owned(),
+        |store| match fs::read(store.file(Path::new("/"))) {
+            Ok(content) if content == info.pem.as_bytes() => format!("yes, by {}", store.dir),
+            Ok(_) => "an older one: run `pondhawk ca install`".to_owned(),
+            Err(_) => "no: run `pondhawk ca install`".to_owned(),
+        },
+    );
+    writeln!(out, "certificate   {}", info.path.display())?;
+    writeln!(out, "subject       {}", info.subject)?;
+    writeln!(out, "sha256        {}", info.fingerprint_text())?;
+    writeln!(out, "speaks for    {} and every name below", info.permitted.join(", "))?;
+    writeln!(out, "valid         {} to {}", info.not_before.date(), info.not_after.date())?;
+    Ok(writeln!(out, "installed     {installed}")?)
+}
+
+fn bundle_of(info: &CaInfo, data_dir: &Path, args: &BundleArgs) -> Result<Bundle, CaError> {
+    let path = args.out.clone().unwrap_or_else(|| bundle_path(data_dir));
+    let path = std::path::absolute(&path)?;
+    let bundle = match write_bundle(info, &path, args.roots.as_deref()) {
+        // A user who may only read takes what the node wrote when it started.
+        Err(AuthorityError::Write { source, .. })
+            if source.kind() == io::ErrorKind::PermissionDenied && args.out.is_none() && path.exists() =>
+        {
+            Bundle { roots: PathBuf::new(), certificates: 0, changed: false, path }
+        }
+        result => result?,
+    };
+    if let Some(closed) = closed_to_others(&bundle.path) {
+        tracing::warn!(
+            bundle = %bundle.path.display(),
+            directory = %closed.display(),
+            "other users cannot reach the bundle through this directory: write it elsewhere with --out"
+        );
+    }
+    Ok(bundle)
+}
+
+fn closed_to_others(path: &Path) -> Option<PathBuf> {
+    let searchable = |dir: &Path| fs::metadata(dir).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0);
+    path.ancestors().skip(1).find(|dir| !searchable(dir)).map(Path::to_path_buf)
+}
+
+/// A variable, its value, and who reads it.
+struct Variable {
+    name: &'static str,
+    value: PathBuf,
+    readers: &'static str,
+}
+
+/// Who reads what was tried with each client: see the tests and the README's table.
+fn variables(bundle: &Path, ca: &Path) -> Vec<Variable> {
+    let of_bundle = |name, readers| Variable { name, value: bundle.to_path_buf(), readers };
+    vec![
+        of_bundle("REQUESTS_CA_BUNDLE", "huggingface_hub before 1.0 and everything else on Python's requests"),
+        of_bundle("SSL_CERT_FILE", "huggingface_hub from 1.0 (httpx), hf_transfer, hf_xet, OpenSSL, Go, uv"),
+        of_bundle("CURL_CA_BUNDLE", "curl"),
+        of_bundle("GIT_SSL_CAINFO", "git and git-lfs"),
+        of_bundle("AWS_CA_BUNDLE", "the AWS CLI and boto3"),
+        of_bundle("PIP_CERT", "pip"),
+        Variable {
+            name: "NODE_EXTRA_CA_CERTS",
+            value: ca.to_path_buf(),
+            readers: "Node.js, beside its own roots: hence the CA alone",
+        },
+    ]
+}
+
+fn render(variables: &[Variable], format: Format) -> String {
+    let line = |variable: &Variable| {
+        let value = variable.value.to_string_lossy();
+        match format {
+            Format::Shell => format!("# {}\nexport {}={}\n", variable.readers, variable.name, shell_quoted(&value)),
+            Format::Dotenv => format!("# {}\n{}={value}\n", variable.readers, variable.name),
+            Format::Json => String::new(),
+        }
+    };
+    match format {
+        Format::Json => {
+            let object = variables.iter().map(|v| (v.name.to_owned(), v.value.to_string_lossy().into()));
+            format!("{:#}\n", serde_json::Value::Object(object.collect()))
+        }
+        Format::Shell | Format::Dotenv => variables.iter().map(line).collect::<String>() + NO_VARIABLE,
+    }
+}
+
+const NO_VARIABLE: &str =
+    "# wget and aria2c read no variable: the system's store (pondhawk ca install), or --ca-certificate\n";
+
+fn shell_quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+/// A distribution's way to trust one more CA.
+struct SystemStore {
+    dir: &'static str,
+    command: &'static [&'static str],
+}
+
+/// By directory; those that other distributions also have come last.
+const STORES: [SystemStore; 4] = [
+    SystemStore { dir: "/etc/pki/ca-trust/source/anchors", command: &["update-ca-trust", "extract"] },
+    SystemStore { dir: "/etc/ca-certificates/trust-source/anchors", command: &["update-ca-trust", "extract"] },
+    SystemStore { dir: "/etc/pki/trust/anchors", command: &["update-ca-certificates"] },
+    SystemStore { dir: "/usr/local/share/ca-certificates", command: &["update-ca-certificates"] },
+];
+
+fn under(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn system_store(root: &Path) -> Result<&'static SystemStore, CaError> {
+    STORES
+        .iter()
+        .find(|store| under(root, store.dir).is_dir())
+        .ok_or_else(|| CaError::UnknownStore(STORES.iter().map(|store| store.dir).collect::<Vec<_>>().join(", ")))
+}
+
+impl SystemStore {
+    fn file(&self, root: &Path) -> PathBuf {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = host.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.', "_");
+        under(root, self.dir).join(format!("pondhawk-{host}.crt"))
+    }
+
+    fn update(&self) -> Result<(), CaError> {
+        let failed = |why: String| CaError::Update { command: self.command.join(" "), why };
+        let output = Command::new(self.command[0]).args(&self.command[1..]).output();
+        let output = output.map_err(|error| failed(format!("{error}; is the package ca-certificates installed?")))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failed(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())))
+    }
+}
+
+fn install(info: &CaInfo, root: &Path, out: &mut dyn Write) -> Result<(), CaError> {
+    let store = system_store(root)?;
+    let file = store.file(root);
+    if fs::read(&file).is_ok_and(|content| content == info.pem.as_bytes()) {
+        writeln!(out, "{} is already this CA", file.display())?;
+    } else {
+        let written =
+            fs::write(&file, &info.pem).and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
+        written.map_err(|source| CaError::Store { path: file.clone(), source })?;
+        writeln!(out, "wrote {}", file.display())?;
+    }
+    // Also where the file was there: an earlier run may have ended between the two.
+    store.update()?;
+    writeln!(out, "ran {}", store.command.join(" "))?;
+    Ok(out.write_all(AFTER_INSTALL.as_bytes())?)
+}
+
+const AFTER_INSTALL: &str = "\
+Trusted now by whatever uses the system's store: curl, wget, aria2c, git, git-lfs, Go programs, hf_transfer, hf_xet,
+huggingface_hub from 2.0. Programs that run already may have to be restarted.
+With CAs of their own, and in need of a variable (pondhawk ca env prints them):
+  huggingface_hub before 1.0, requests    REQUESTS_CA_BUNDLE
+  huggingface_hub 1.x, httpx              SSL_CERT_FILE
+  Node.js                                 NODE_EXTRA_CA_CERTS
+A container has a store and variables of its own: give it both.
+";
+
+fn uninstall(root: &Path, out: &mut dyn Write) -> Result<(), CaError> {
+    let store = system_store(root)?;
+    let file = store.file(root);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => writeln!(out, "{} is not there", file.display())?,
+        Err(source) => return Err(CaError::Store { path: file, source }),
+        Ok(()) => writeln!(out, "removed {}", file.display())?,
+    }
+    store.update()?;
+    Ok(writeln!(out, "ran {}", store.command.join(" "))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        ca: Ca,
+    }
+
+    fn ca(data: &Path, args: &[&str]) -> Result<String, CaError> {
+        let line = Line::try_parse_from([&["ca"], args].concat()).unwrap();
+        let mut out = Vec::new();
+        run(&line.ca, data, &Suffixes::new(["hf.co"]).unwrap(), &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn data_with_roots() -> (tempfile::TempDir, String) {
+        let data = tempfile::tempdir().unwrap();
+        let roots = data.path().join("it's roots.pem");
+        let other = tempfile::tempdir().unwrap();
+        let root = Authority::open(other.path(), &Suffixes::new(["example.org"]).unwrap()).unwrap();
+        fs::write(&roots, &root.info().pem).unwrap();
+        let roots = roots.to_str().unwrap().to_owned();
+        (data, roots)
+    }
+
+    #[test]
+    fn show_says_that_there_is_no_ca_yet_and_makes_none() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(matches!(ca(data.path(), &["show"]), Err(CaError::None)));
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn show_prints_what_openssl_prints() {
+        let (data, roots) = data_with_roots();
+        ca(data.path(), &["bundle", "--roots", &roots]).unwrap();
+        let pem = ca(data.path(), &["show", "--pem"]).unwrap();
+        assert_eq!(pem, fs::read_to_string(data.path().join("ca/ca.pem")).unwrap());
+        let shown = ca(data.path(), &["show"]).unwrap();
+        assert!(shown.contains("speaks for    hf.co and"), "{shown}");
+        let path = data.path().join("ca/ca.pem");
+        let openssl =
+            Command::new("openssl").args(["x509", "-noout", "-sha256", "-fingerprint", "-in"]).arg(path).output();
+        if let Ok(output) = openssl {
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(shown.contains(text.trim().split('=').nth(1).unwrap()), "{shown}{text}");
+        }
+    }
+
+    #[test]
+    fn a_shell_evaluates_the_variables_whatever_is_in_the_path() {
+        let (data, roots) = data_with_roots();
+        let dir = data.path().join("it's here");
+        let script = ca(&dir, &["env", "--roots", &roots]).unwrap();
+        let command = format!("{script}printf %s \"$SSL_CERT_FILE\"");
+        let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+        let bundle = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(Path::new(&bundle), dir.join("ca/bundle.pem"));
+        assert_eq!(fs::read_to_string(bundle).unwrap().matches("BEGIN CERTIFICATE").count(), 2);
+    }
+
+    #[test]
+    fn json_and_dotenv_carry_the_same_variables() {
+        let (data, roots) = data_with_roots();
+        let out = data.path().join("bundle.pem");
+        let args = ["env", "--roots", &roots, "--out", out.to_str().unwrap(), "--format"];
+        let json = ca(data.path(), &[&args[..], &["json"]].concat()).unwrap();
+        let object: serde_json::Map<_, _> = serde_json::from_str(&json).unwrap();
+        assert_eq!(object["REQUESTS_CA_BUNDLE"], out.to_str().unwrap());
+        assert_eq!(object["NODE_EXTRA_CA_CERTS"], data.path().join("ca/ca.pem").to_str().unwrap());
+        let dotenv = ca(data.path(), &[&args[..], &["dotenv"]].concat()).unwrap();
+        for (name, value) in &object {
+            assert!(dotenv.contains(&format!("\n{name}={}\n", value.as_str().unwrap())), "{dotenv}");
+        }
+    }
+
+    #[test]
+    fn a_system_without_a_known_store_is_told_what_works_anyway() {
+        let (data, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(data.path(), &Suffixes::new(["hf.co"]).unwrap()).unwrap();
+        let error = install(authority.info(), root.path(), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("pondhawk ca env"), "{error}");
+    }
+}

@@ -1,0 +1,304 @@
+//! Requests that are not for the store: streamed to the origin and back.
+
+use std::{pin::Pin, task::Poll};
+
+use bytes::Bytes;
+use hyper::{HeaderMap, Method, body::Frame};
+use tokio::sync::mpsc;
+
+use super::{
+    chunked::{Chunked, ChunkedError},
+    connection::{Done, Exchange, ExchangeError},
+    head::{Framing, Version},
+    response::{self, Party, RelayedBody},
+    transport::Transport,
+};
+use crate::{
+    limits,
+    metrics::Outcome,
+    swarm::{OriginBody, OriginError, OriginRequest},
+};
+
+/// Streams the request to the origin and the answer to the client, both as they are and at the same time.
+pub async fn forward(
+    exchange: Exchange,
+    transport: &mut Transport,
+    request: OriginRequest,
+) -> Result<Done, ExchangeError> {
+    let Ok(method) = exchange.head.method.parse::<Method>() else {
+        return exchange.refuse(transport, 501, Party::Client, "the method is malformed").await;
+    };
+    if exchange.head.expect_continue() {
+        transport.send(response::CONTINUE.to_vec()).await?;
+    }
+    let (mut upload, body) = Upload::new(exchange.head.framing());
+    let origin = &exchange.shard.node.origin;
+    let mut request = request;
+    request.headers.retain(|(name, _)| name != "expect");
+    let asking = origin.forward(method, &request, body);
+    tokio::pin!(asking);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut asking => break answer,
+            ready = upload.ready(transport), if upload.goes_on() => upload.step(ready, transport).await,
+        }
+    };
+    match answer {
+        Ok(answer) => relay(&exchange, transport, answer, upload).await,
+        Err(error) => {
+            tracing::warn!(%error, "passing a request through failed");
+            let party = if error.status().is_client_error() { Party::Client } else { Party::Origin };
+            let done = exchange.refuse(transport, error.status().as_u16(), party, &error.to_string()).await?;
+            Ok(Done { keep: done.keep && upload.whole, ..done })
+        }
+    }
+}
+
+/// Hands an origin's refusal on, as it was given; other failures become the gateway's own error.
+pub async fn hand_on(
+    exchange: Exchange,
+    transport: &mut Transport,
+    error: &OriginError,
+) -> Result<Done, ExchangeError> {
+    let Some(answer) = error.answer() else {
+        tracing::warn!(%error, "the origin could not be asked");
+        return exchange.refuse(transport, error.status().as_u16(), Party::Origin, &error.to_string()).await;
+    };
+    let keep = exchange.keeps();
+    let headers = pairs(&answer.headers);
+    let length = RelayedBody::Length(answer.body.len() as u64);
+    let mut reply = response::relayed_reply(answer.status.as_u16(), &headers, length, &exchange.about(keep, 0));
+    reply.extend_from_slice(&answer.body);
+    transport.send(reply).await?;
+    Ok(Done { outcome: Outcome::Refused, keep })
+}
+
+async fn relay(
+    exchange: &Exchange,
+    transport: &mut Transport,
+    answer: hyper::Response<OriginBody>,
+    mut upload: Upload,
+) -> Result<Done, ExchangeError> {
+    let (parts, mut body) = answer.into_parts();
+    let mut headers = pairs(&parts.headers);
+    headers.retain(|(name, _)| name != "content-length");
+    let framing = relayed_framing(exchange, parts.status.as_u16(), &parts.headers, &body);
+    // The head promises to keep the connection before it is known whether all of the request was read.
+    let keep = exchange.keeps() && upload.whole && framing != RelayedBody::UntilClose;
+    let head = response::relayed_reply(parts.status.as_u16(), &headers, framing, &exchange.about(keep, 0));
+    transport.send(head).await?;
+    exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
+    if exchange.head.method != "HEAD" && framing != RelayedBody::None {
+        loop {
+            let chunk = tokio::select! {
+                chunk = body.chunk() => chunk?,
+                ready = upload.ready(transport), if upload.goes_on() => {
+                    upload.step(ready, transport).await;
+                    continue;
+                }
+            };
+            let Some(chunk) = chunk else { break };
+            exchange.shard.node.metrics.sent(chunk.len() as u64);
+            transport.send(if framing == RelayedBody::Chunked { framed_chunk(&chunk) } else { chunk.to_vec() }).await?;
+            body.was_paused();
+        }
+        if framing == RelayedBody::Chunked {
+            transport.send(b"0\r\n\r\n".to_vec()).await?;
+        }
+    }
+    let outcome = match parts.status.as_u16() {
+        400..=499 => Outcome::Refused,
+        500.. => Outcome::Error,
+        _ => Outcome::Passed,
+    };
+    Ok(Done { outcome, keep })
+}
+
+fn relayed_framing(exchange: &Exchange, status: u16, headers: &HeaderMap, body: &OriginBody) -> RelayedBody {
+    if exchange.head.method == "HEAD" {
+        let length = headers.get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
+        return length.map_or(RelayedBody::None, RelayedBody::Length);
+    }
+    match (status, body.len(), exchange.head.version) {
+        (100..=199 | 204 | 304, ..) => RelayedBody::None,
+        (_, Some(len), _) => RelayedBody::Length(len),
+        (_, None, Version::Http11) => RelayedBody::Chunked,
+        (_, None, Version::Http10) => RelayedBody::UntilClose,
+    }
+}
+
+fn framed_chunk(chunk: &[u8]) -> Vec<u8> {
+    let mut framed = format!("{:x}\r\n", chunk.len()).into_bytes();
+    framed.extend_from_slice(chunk);
+    framed.extend_from_slice(b"\r\n");
+    framed
+}
+
+/// An origin's headers in our own form: lower-case names, raw values.
+pub fn pairs(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+}
+
+/// A request body on its way to hyper: frames through a bounded channel. Ends with an error where the client broke off,
+/// so that the origin never takes half a body for the whole.
+struct RequestBody {
+    frames: Option<mpsc::Receiver<Result<Bytes, Broken>>>,
+    length: Option<u64>,
+}
+
+/// The client's request body broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the client's request body broke off")]
+struct Broken;
+
+impl hyper::body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut self.frames {
+            None => Poll::Ready(None),
+            Some(frames) => frames.poll_recv(cx).map(|frame| frame.map(|frame| frame.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_none()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.length.map_or_else(hyper::body::SizeHint::new, hyper::body::SizeHint::with_exact)
+    }
+}
+
+/// The client's body on its way from the connection into the channel; what follows it stays in `pending`.
+struct Upload {
+    frames: Option<mpsc::Sender<Result<Bytes, Broken>>>,
+    reader: BodyReader,
+    /// All of it was read: the connection can carry another request.
+    whole: bool,
+}
+
+/// What [`Upload::ready`] waited for.
+enum Ready {
+    /// There is room in the channel, and something to read.
+    Go,
+    /// The origin has answered without reading on: the rest is for nobody.
+    Unwanted,
+    /// The client sends nothing.
+    Silent,
+}
+
+impl Upload {
+    fn new(framing: Framing) -> (Self, RequestBody) {
+        let length = match framing {
+            Framing::None | Framing::Length(0) => {
+                let upload = Self { frames: None, reader: BodyReader::Over, whole: true };
+                return (upload, RequestBody { frames: None, length: Some(0) });
+            }
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
+        };
+        let (sender, frames) = mpsc::channel(limits::BODY_FRAMES);
+        let upload = Self { frames: Some(sender), reader: BodyReader::new(framing), whole: false };
+        (upload, RequestBody { frames: Some(frames), length })
+    }
+
+    fn goes_on(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    /// May be dropped: it takes nothing.
+    async fn ready(&self, transport: &Transport) -> Ready {
+        let Some(frames) = &self.frames else { return Ready::Unwanted };
+        // Nobody else sends, so the room is still there in the step that follows.
+        if frames.reserve().await.is_err() {
+            return Ready::Unwanted;
+        }
+        if !transport.pending.is_empty() {
+            return Ready::Go;
+        }
+        let readable = tokio::time::timeout(limits::BODY_WAIT, transport.readable()).await;
+        if readable.is_ok() { Ready::Go } else { Ready::Silent }
+    }
+
+    /// Moves what is there; the end of the body, or of the client, closes the channel.
+    async fn step(&mut self, ready: Ready, transport: &mut Transport) {
+        let moved = match ready {
+            Ready::Unwanted => Ok(None),
+            Ready::Silent => Err(Broken),
+            Ready::Go if transport.pending.is_empty() && !matches!(transport.recv().await, Ok(1..)) => Err(Broken),
+            Ready::Go => self.reader.take(&mut transport.pending).map_err(|_| Broken),
+        };
+        match moved {
+            Ok(Some(data)) => {
+                if !self.push(Ok(data)) {
+                    self.frames = None;
+                }
+            }
+            Ok(None) => self.frames = None,
+            Err(Broken) => {
+                self.push(Err(Broken));
+                self.frames = None;
+            }
+        }
+        if self.reader.is_over() {
+            (self.whole, self.frames) = (true, None);
+        }
+    }
+
+    /// Whether the other end still listens.
+    fn push(&self, frame: Result<Bytes, Broken>) -> bool {
+        match &frame {
+            Ok(data) if data.is_empty() => true,
+            _ => self.frames.as_ref().is_some_and(|frames| frames.try_send(frame).is_ok()),
+        }
+    }
+}
+
+enum BodyReader {
+    Length(u64),
+    Chunked(Chunked),
+    Over,
+}
+
+impl BodyReader {
+    fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::None | Framing::Length(0) => Self::Over,
+            Framing::Length(length) => Self::Length(length),
+            Framing::Chunked => Self::Chunked(Chunked::new()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+
+    /// Data out of what has arrived, which may be empty; none when the body is over.
+    fn take(&mut self, pending: &mut Vec<u8>) -> Result<Option<Bytes>, ChunkedError> {
+        match self {
+            Self::Over => Ok(None),
+            Self::Length(left) => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(pending.len());
+                *left -= n as u64;
+                if *left == 0 {
+                    *self = Self::Over;
+                }
+                Ok(Some(pending.drain(..n).collect()))
+            }
+            Self::Chunked(chunked) => {
+                let decoded = chunked.decode(pending)?;
+                let data = Bytes::copy_from_slice(&pending[decoded.data]);
+                pending.drain(..decoded.consumed);
+                if decoded.done {
+                    *self = Self::Over;
+                }
+                Ok(Some(data))
+            }
+        }
+    }
+}

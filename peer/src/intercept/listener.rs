@@ -1,0 +1,177 @@
+//! Behind the redirection: what an intercepted connection is, and whether it is ours.
+
+use std::{rc::Rc, sync::Arc};
+
+use rustls::AlertDescription;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    client_hello::{self, Hello},
+    passthrough::pass_through,
+    redirect::{Flow, Interceptor},
+};
+use crate::{
+    http::{connection, route::Arrival, transport::Transport},
+    limits,
+    metrics::{BypassReason, Direction, HandshakeFailure, PassReason},
+    shard::Shard,
+    tls::{AcceptError, Distrust, TlsStream},
+    uring::Socket,
+};
+
+/// Serves one intercepted connection to its end.
+///
+/// A connection that the BPF program did not send is closed: its original destination is unknown, and the port is no
+/// way in of its own.
+pub async fn intercepted(shard: Rc<Shard>, interceptor: Arc<Interceptor>, socket: Socket) {
+    let Some(flow) = interceptor.original(socket.peer_addr(), socket.local_addr()) else {
+        tracing::debug!(peer = %socket.peer_addr(), "a connection to the intercept port that nobody redirected: closed");
+        return;
+    };
+    let caught = Caught { shard, interceptor, socket, flow };
+    let (first, what) = caught.look().await;
+    match what {
+        Look::Ours(name) => caught.ours(first, name).await,
+        Look::NotOurs(reason) => caught.not_ours(first, reason).await,
+        Look::Gone => {}
+    }
+}
+
+/// One connection and where it came from.
+struct Caught {
+    shard: Rc<Shard>,
+    interceptor: Arc<Interceptor>,
+    socket: Socket,
+    flow: Flow,
+}
+
+enum Look {
+    Ours(String),
+    NotOurs(PassReason),
+    Gone,
+}
+
+impl Caught {
+    /// Reads until it is clear what the client speaks; gives back what was read.
+    async fn look(&self) -> (Vec<u8>, Look) {
+        let mut first = Vec::new();
+        let deadline = Instant::now() + limits::HELLO_WAIT;
+        loop {
+            // Only the wait is dropped at the deadline, never a receive: its bytes would be lost.
+            match timeout_at(deadline, self.socket.readable()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return (first, Look::Gone),
+                Err(_) => return (first, Look::NotOurs(PassReason::Silent)),
+            }
+            first.reserve(limits::HELLO_READ);
+            let (received, bytes) = self.socket.recv(first).await;
+            first = bytes;
+            match received {
+                Err(_) => return (first, Look::Gone),
+                // A half-close is for the destination to see, even before the first byte.
+                Ok(0) => return (first, Look::NotOurs(PassReason::NotTls)),
+                Ok(_) => {}
+            }
+            match self.judge(&first) {
+                None => {}
+                // Gone before our answer, as after we hung for a while: that says nothing about trust.
+                Some(Look::Ours(_)) if self.socket.peer_left() => return (first, Look::Gone),
+                Some(look) => return (first, look),
+            }
+        }
+    }
+
+    /// None while it cannot be told.
+    fn judge(&self, first: &[u8]) -> Option<Look> {
+        match client_hello::parse(first) {
+            Hello::Incomplete { .. } => None,
+            Hello::NotTls => Some(Look::NotOurs(PassReason::NotTls)),
+            // A cover name or GREASE: they look the same, and the first is not for us to answer.
+            Hello::Tls { ech: true, .. } => Some(Look::NotOurs(PassReason::Ech)),
+            Hello::Tls { sni: None, .. } => Some(Look::NotOurs(PassReason::NoServerName)),
+            Hello::Tls { sni: Some(name), .. } if self.shard.node.tls.suffixes().covers(&name) => {
+                Some(Look::Ours(name))
+            }
+            Hello::Tls { .. } => Some(Look::NotOurs(PassReason::OtherHost)),
+        }
+    }
+
+    async fn not_ours(&self, first: Vec<u8>, reason: PassReason) {
+        let node = &self.shard.node;
+        node.metrics.passthrough(reason);
+        match pass_through(&self.socket, first, self.flow.destination, node.config.intercept.mark.0).await {
+            Ok(spliced) => {
+                node.metrics.passed(Direction::Up, spliced.forth);
+                node.metrics.passed(Direction::Down, spliced.back);
+            }
+            // The client sees a reset, as it would have from the destination itself.
+            Err(error) => {
+                self.socket.abort();
+                tracing::debug!(destination = %self.flow.destination, %error, "a passed-on connection broke");
+            }
+        }
+    }
+
+    async fn ours(self, first: Vec<u8>, name: String) {
+        let node = Arc::clone(&self.shard.node);
+        let deadline = Instant::now() + node.config.limits.handshake_timeout.get();
+        match TlsStream::accept(self.socket.clone(), first, Arc::clone(&node.tls.config), deadline).await {
+            Ok(stream) => {
+                let stall = node.config.limits.send_stall.get();
+                let transport = Transport::tls(stream, self.shard.pool.clone(), stall);
+                let arrival = Arrival::Intercepted { name: name.clone() };
+                let (since, source) = (Instant::now(), self.flow.source);
+                let mut proven = None;
+                let trusts = || proven = Some(node.trust.requested(source, std::time::Instant::now()));
+                match connection::serve(Rc::clone(&self.shard), transport, arrival, trusts).await {
+                    None => {}
+                    Some(Distrust::LeftAfterHandshake) if since.elapsed() >= limits::LEFT_AT_ONCE => {}
+                    Some(distrust) => self.distrusted(&name, distrust),
+                }
+            }
+            Err(AcceptError::NotOurs { why, read }) => {
+                tracing::debug!(host = name, %why, "a handshake that we cannot answer is passed on");
+                self.not_ours(read, PassReason::NotTls).await;
+            }
+            Err(AcceptError::ClientDistrusts(distrust)) => {
+                node.metrics.handshake_failure(HandshakeFailure::Untrusted);
+                self.distrusted(&name, distrust);
+            }
+            Err(error) => {
+                node.metrics.handshake_failure(failure(&error));
+                tracing::debug!(source = %self.flow.source, host = name, %error, "no handshake");
+            }
+        }
+    }
+
+    /// From now on this source's connections go directly, so that its next attempt succeeds. An alert says it plainly; that
+    /// the client just left has to be believed of a source that is not known better.
+    fn distrusted(&self, host: &str, distrust: Distrust) {
+        let node = &self.shard.node;
+        let plain = matches!(distrust, Distrust::Alert(_));
+        if !plain && !node.trust.left(self.flow.source, std::time::Instant::now()) {
+            return;
+        }
+        let how_long = node.config.intercept.bypass_for.get();
+        self.interceptor.bypass(&self.flow.source, how_long);
+        node.metrics.bypass(match distrust {
+            Distrust::Alert(AlertDescription::UnknownCA) => BypassReason::UnknownCa,
+            Distrust::Alert(_) => BypassReason::BadCertificate,
+            Distrust::GaveUp | Distrust::LeftAfterHandshake => BypassReason::GaveUp,
+        });
+        tracing::warn!(
+            source = %self.flow.source, host, ?distrust, ?how_long,
+            "a client does not trust this node's certificate authority; its connections go directly for now. \
+             Run `pondhawk ca install`, or give it the variables that `pondhawk ca env` prints"
+        );
+    }
+}
+
+fn failure(error: &AcceptError) -> HandshakeFailure {
+    match error {
+        AcceptError::ClientDistrusts(_) => HandshakeFailure::Untrusted,
+        AcceptError::ClientLeft | AcceptError::Io(_) => HandshakeFailure::Closed,
+        AcceptError::Timeout { .. } => HandshakeFailure::Timeout,
+        AcceptError::NotOurs { .. } | AcceptError::Alert(_) | AcceptError::Malformed(_) => HandshakeFailure::Protocol,
+    }
+}

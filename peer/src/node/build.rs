@@ -1,0 +1,269 @@
+//! A node from its configuration: ports, store, trust, interception, in the order in which mistakes are cheapest.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use super::{Node, NodeError, Tls};
+use crate::{
+    authorize::{AuthorizeOptions, Authorizer},
+    config::{self, Config, InterceptMode, Switch},
+    fetch::Tasks,
+    intercept::{self, InterceptError, Interceptor, Trust},
+    metrics::{Metrics, Scraped, StoreGauges},
+    shard::{Connections, Pulses},
+    store::{self, Store},
+    swarm::{Origin, OriginOptions, retry::Backoff},
+    task::{Filter, Rules},
+    tls::{Authority, LeafCache, Suffixes, server_config},
+    uring::{Listener, probe::Features},
+};
+
+/// One shard's listeners.
+#[derive(Default)]
+pub(super) struct Share {
+    pub(super) proxy: Vec<Listener>,
+    pub(super) intercept: Vec<Listener>,
+}
+
+/// Where the node listens in the end.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Bound {
+    pub(super) proxy: Option<SocketAddr>,
+    pub(super) intercept: Option<u16>,
+}
+
+pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Vec<Share>), NodeError> {
+    raise_file_limit();
+    let suffixes = Suffixes::new(&config.intercept.hosts)?;
+    let authority = Arc::new(Authority::open(&config.data_dir, &suffixes)?);
+    let bundle = authority.write_bundle(&config.data_dir)?;
+    tracing::debug!(path = %bundle.path.display(), "certificate bundle for clients");
+    let store = open_store(&config)?;
+    let (mut shares, mut bound) = bind_proxy(&config)?;
+    let interceptor = start_interception(&config, &mut shares, &mut bound)?;
+    let metrics = Metrics::new();
+    let origin = Origin::new(origin_options(&config, interceptor.is_ok(), &metrics))?;
+    let tls = Tls { config: server_config(Arc::new(LeafCache::new(Arc::clone(&authority))))?, authority };
+    let rules = Rules {
+        content_hosts: suffixes.iter().map(str::to_owned).collect(),
+        filter: Filter::default().and(&config.filter.drop_params)?,
+        ..Rules::default()
+    };
+    scrape(&metrics, &store, interceptor.as_ref().ok());
+    let node = Node {
+        authorizer: Authorizer::new(authorize_options(&config)?),
+        connections: Arc::new(Connections::new(config.limits.connections as usize)),
+        pulses: Pulses::new(shares.len()),
+        trust: Trust::default(),
+        tasks: Tasks::new(config.limits.downloads as usize),
+        origin: Arc::new(origin),
+        started: Instant::now(),
+        drain: watch::Sender::new(false),
+        config,
+        metrics,
+        store,
+        rules,
+        tls,
+        interceptor,
+        features,
+        bound,
+    };
+    Ok((Arc::new(node), shares))
+}
+
+/// The soft limit of descriptors is for programs that use select(2).
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn open_store(config: &Config) -> Result<Arc<Store>, NodeError> {
+    let dir = config.data_dir.join("store");
+    let system = |source| NodeError::System { what: "size of the store's file system", source };
+    std::fs::create_dir_all(&dir).map_err(system)?;
+    let space = rustix::fs::statvfs(&dir).map_err(|error| system(error.into()))?;
+    let (total, free) = (space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize);
+    let settings = &config.store;
+    let quota = settings.quota.resolve(total, free, allocated(&dir), settings.keep_free);
+    let options = store::Options { quota, keep_free: settings.keep_free.0 };
+    Ok(Store::open(&dir, options)?)
+}
+
+/// Bytes that the store's files take now, so that they are not counted against it twice.
+fn allocated(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut bytes = 0;
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(data) if data.is_dir() => dirs.push(entry.path()),
+                Ok(data) => bytes += data.blocks() * 512,
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
+}
+
+fn bind_proxy(config: &Config) -> Result<(Vec<Share>, Bound), NodeError> {
+    let mut shares: Vec<Share> = (0..config.shard_count()).map(|_| Share::default()).collect();
+    let Some(mut address) = config.listen.proxy.0 else { return Ok((shares, Bound::default())) };
+    for share in &mut shares {
+        let listener = listen("the proxy", address)?;
+        // Port 0: the first shard's choice is everyone's.
+        address = listener.local_addr().unwrap_or(address);
+        share.proxy.push(listener);
+    }
+    Ok((shares, Bound { proxy: Some(address), intercept: None }))
+}
+
+fn listen(what: &'static str, address: SocketAddr) -> Result<Listener, NodeError> {
+    Listener::bind(address).map_err(|source| NodeError::Listen { what, address, source })
+}
+
+/// Opens the intercept port on every address and attaches the programs; with `auto`, says why it cannot.
+fn start_interception(
+    config: &Config,
+    shares: &mut [Share],
+    bound: &mut Bound,
+) -> Result<Result<Arc<Interceptor>, String>, NodeError> {
+    let settings = &config.intercept;
+    if settings.enabled == Switch::Off {
+        return Ok(Err("intercept.enabled is off".to_owned()));
+    }
+    let mut address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.listen.intercept_port));
+    for share in shares.iter_mut() {
+        let listener = listen("interception", address)?;
+        address = listener.local_addr().unwrap_or(address);
+        share.intercept.push(listener);
+        // A machine without IPv6 has no IPv6 connections to catch.
+        share.intercept.extend(Listener::bind((Ipv6Addr::UNSPECIFIED, address.port()).into()).ok());
+    }
+    match Interceptor::attach(&intercept_options(settings, address.port())) {
+        Ok(interceptor) => {
+            bound.intercept = Some(address.port());
+            Ok(Ok(Arc::new(interceptor)))
+        }
+        Err(error) if settings.enabled == Switch::On => Err(NodeError::Intercept(error)),
+        Err(error) => {
+            shares.iter_mut().for_each(|share| share.intercept.clear());
+            tracing::warn!("connections are not intercepted: {}", chain(&error));
+            Ok(Err(chain(&error)))
+        }
+    }
+}
+
+fn intercept_options(settings: &config::Intercept, port: u16) -> intercept::Options {
+    let facing = |toward: IpAddr| facing_address(toward);
+    intercept::Options {
+        cgroup: settings.cgroup.clone(),
+        mode: match settings.mode {
+            InterceptMode::Dns => intercept::Mode::Dns,
+            InterceptMode::All => intercept::Mode::All,
+        },
+        port,
+        mark: settings.mark.0,
+        suffixes: settings
+            .hosts
+            .iter()
+            .map(|host| host.trim_start_matches("*.").trim_matches('.').to_owned())
+            .collect(),
+        node_v4: settings.node_address_v4.or_else(|| match facing(Ipv4Addr::new(192, 0, 2, 1).into()) {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        }),
+        node_v6: settings.node_address_v6.or_else(|| match facing("2001:db8::1".parse().ok()?) {
+            Some(IpAddr::V6(address)) => Some(address),
+            _ => None,
+        }),
+        max_silence: settings.heartbeat_max_silence.get(),
+    }
+}
+
+/// The node's own address on the way to `toward`. Connecting a UDP socket sends nothing.
+fn facing_address(toward: IpAddr) -> Option<IpAddr> {
+    let any = match toward {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((toward, 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+fn chain(error: &InterceptError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -> OriginOptions {
+    let settings = &config.origin;
+    OriginOptions {
+        mark: (settings_mark(config) != 0).then(|| settings_mark(config)),
+        mark_required: intercepting,
+        extra_cas: settings.extra_cas.clone(),
+        allow_private: settings.allow_private,
+        overrides: settings.overrides.iter().map(|(place, address)| (place.clone(), *address)).collect(),
+        connections_per_host: usize::from(settings.connections_per_host),
+        connect_timeout: settings.connect_timeout.get(),
+        head_timeout: settings.head_timeout.get(),
+        idle_timeout: settings.stall_timeout.get(),
+        max_redirects: usize::from(settings.redirects),
+        metrics: Arc::clone(metrics),
+        ..OriginOptions::default()
+    }
+}
+
+fn settings_mark(config: &Config) -> u32 {
+    config.intercept.mark.0
+}
+
+fn authorize_options(config: &Config) -> Result<AuthorizeOptions, NodeError> {
+    let settings = &config.authorize;
+    let public: Result<Vec<_>, _> = settings.public.iter().map(|rule| rule.parse()).collect();
+    Ok(AuthorizeOptions {
+        remember: settings.cap.get(),
+        public: public?,
+        serve_when_origin_down: settings.serve_when_origin_down,
+        ..AuthorizeOptions::default()
+    })
+}
+
+/// How a download bears failures.
+pub(crate) fn backoff(config: &Config) -> Backoff {
+    let settings = &config.origin;
+    Backoff { base: settings.retry_backoff.get(), cap: settings.retry_max.get(), attempts: settings.retries }
+}
+
+fn scrape(metrics: &Arc<Metrics>, store: &Arc<Store>, interceptor: Option<&Arc<Interceptor>>) {
+    let (store, interceptor) = (Arc::clone(store), interceptor.cloned());
+    metrics.set_scraped(Scraped {
+        store: Box::new(move || {
+            let usage = store.usage();
+            StoreGauges {
+                tasks: usage.tasks as u64,
+                bytes: usage.reserved,
+                quota: usage.quota,
+                evictions: usage.evictions,
+            }
+        }),
+        decisions: Box::new(move || interceptor.as_ref().map_or_else(Vec::new, |it| it.counters())),
+    });
+}

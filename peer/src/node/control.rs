@@ -1,0 +1,224 @@
+//! The control thread: signals, the admin port, the interception's heartbeat and its names.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Node, NodeError};
+use crate::{
+    admin::{Admin, Control, Interception, Removal, Status, StoreStatus, Task},
+    config::InterceptMode,
+    intercept::resolver,
+    limits,
+    store::{TaskInfo, Verdict},
+    task::TaskId,
+};
+
+/// Between the last heartbeat and the last accept: connects that were already redirected are still taken.
+const LAST_ACCEPTS: Duration = Duration::from_millis(100);
+
+/// Runs until a signal asks for the end, and has stopped the interception by then.
+pub(super) fn run(node: &Arc<Node>) -> Result<(), NodeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(4)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|source| NodeError::System { what: "runtime", source })?;
+    let result = runtime.block_on(control(node));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn control(node: &Arc<Node>) -> Result<(), NodeError> {
+    let system = |source| NodeError::System { what: "signal handler", source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    let admin = match node.config.listen.admin.0 {
+        Some(address) => Some(Admin::bind(address).await?),
+        None => None,
+    };
+    first_beat(node).await;
+    announce(node, admin.as_ref());
+    if let Some(admin) = admin {
+        tokio::spawn(admin.serve(Arc::clone(&node.metrics), Arc::clone(node) as Arc<dyn Control>));
+    }
+    if let Ok(interceptor) = &node.interceptor {
+        let names = node.tls.suffixes().iter().map(str::to_owned).collect();
+        let stop = Arc::clone(node);
+        let interceptor = Arc::clone(interceptor);
+        tokio::spawn(async move { resolver::keep_learning(interceptor, names, stop.draining()).await });
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = beat(node) => {}
+    }
+    tracing::info!(connections = node.connections.open(), "draining");
+    if let Ok(interceptor) = &node.interceptor {
+        interceptor.silence();
+    }
+    tokio::time::sleep(LAST_ACCEPTS).await;
+    Ok(())
+}
+
+/// Whoever reads that the node is up may rely on it: connections are caught from then on.
+async fn first_beat(node: &Node) {
+    let deadline = Instant::now() + limits::SHARD_START;
+    while !node.pulses.all_within(limits::SHARD_SILENCE) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    if node.pulses.all_within(limits::SHARD_SILENCE) {
+        node.interceptor.iter().for_each(|interceptor| interceptor.beat());
+    }
+}
+
+/// Beats for as long as every shard shows signs of life: connections to a node that hangs go directly.
+async fn beat(node: &Node) {
+    let mut hung = false;
+    loop {
+        tokio::time::sleep(limits::BEAT_EVERY).await;
+        let alive = node.pulses.all_within(limits::SHARD_SILENCE);
+        if alive {
+            node.interceptor.iter().for_each(|interceptor| interceptor.beat());
+        }
+        if hung == alive {
+            hung = !alive;
+            if hung {
+                tracing::warn!("a shard does not answer: connections go directly until it does");
+            } else {
+                tracing::info!("every shard answers");
+            }
+        }
+    }
+}
+
+fn announce(node: &Node, admin: Option<&Admin>) {
+    let status = node.status();
+    tracing::info!(
+        version = status.version,
+        shards = status.shards,
+        proxy = ?status.proxy,
+        admin = ?admin.map(Admin::address),
+        intercept = ?node.bound.intercept,
+        cgroup = ?status.interception.cgroup,
+        store = status.store.dir,
+        quota = status.store.quota,
+        kernel = ?status.kernel,
+        "node up"
+    );
+}
+
+impl Control for Node {
+    fn tasks(&self) -> Vec<Task> {
+        self.store.list().into_iter().map(task).collect()
+    }
+
+    fn remove(&self, id: &TaskId) -> Removal {
+        match self.store.list().into_iter().find(|task| task.id == *id) {
+            None => Removal::Unknown,
+            Some(task) if task.in_use => Removal::InUse,
+            Some(_) if self.store.remove(id) => Removal::Removed,
+            Some(_) => Removal::Unknown,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let usage = self.store.usage();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            shards: self.config.shard_count(),
+            unready: self.unready(),
+            connections: self.connections.open() as u64,
+            proxy: self.bound.proxy,
+            store: StoreStatus {
+                dir: self.config.data_dir.join("store").display().to_string(),
+                tasks: usage.tasks as u64,
+                bytes: usage.reserved,
+                quota: usage.quota,
+            },
+            totals: self.metrics.totals(),
+            interception: self.interception(),
+            kernel: self.kernel(),
+        }
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let mut why = Vec::new();
+        if self.is_draining() {
+            why.push("draining".to_owned());
+        }
+        if !self.pulses.all_within(limits::SHARD_SILENCE) {
+            why.push("a shard does not answer".to_owned());
+        }
+        why
+    }
+}
+
+impl Node {
+    fn interception(&self) -> Interception {
+        let settings = &self.config.intercept;
+        let mode = match settings.mode {
+            InterceptMode::Dns => "dns",
+            InterceptMode::All => "all",
+        };
+        let (on, why_off, decisions) = match &self.interceptor {
+            Ok(interceptor) => (true, None, interceptor.counters()),
+            Err(why) => (false, Some(why.clone()), Vec::new()),
+        };
+        let root = || crate::intercept::bypass::cgroup2_mount();
+        let cgroup = settings.cgroup.clone().or_else(root).filter(|_| on);
+        Interception {
+            on,
+            why_off,
+            mode: mode.to_owned(),
+            cgroup: cgroup.map(|path| path.display().to_string()),
+            port: self.bound.intercept,
+            decisions: decisions.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        }
+    }
+
+    fn kernel(&self) -> BTreeMap<String, String> {
+        let yes = |there: bool| if there { "there" } else { "missing" }.to_owned();
+        [
+            ("plain replies", "sendfile, cold stretches by registered buffers".to_owned()),
+            ("TLS replies", "one read, one encryption, one send".to_owned()),
+            ("ring", if self.features.coop_taskrun { "COOP_TASKRUN" } else { "default" }.to_owned()),
+            ("SEND_ZC", yes(self.features.send_zc)),
+        ]
+        .map(|(name, text)| (name.to_owned(), text))
+        .into()
+    }
+}
+
+fn task(info: TaskInfo) -> Task {
+    let layout = crate::task::Layout::for_len(info.len);
+    let pieces = layout.map_or(0, crate::task::Layout::pieces);
+    let piece_len = layout.map_or(1, |layout| u64::from(layout.piece_len()));
+    let verdict = match info.verdict {
+        Verdict::NotNeeded => "not_needed",
+        Verdict::Pending => "pending",
+        Verdict::Verified => "verified",
+        Verdict::Mismatch => "mismatch",
+        Verdict::Unreadable => "unreadable",
+    };
+    Task {
+        id: info.id.to_string(),
+        label: info.label,
+        bytes: info.len,
+        held_bytes: info.held,
+        pieces,
+        held_pieces: u32::try_from(info.held.div_ceil(piece_len)).unwrap_or(pieces),
+        verdict: verdict.to_owned(),
+        in_use: info.in_use,
+        created_unix: info.created_unix,
+        used_unix: info.last_used_ms / 1000,
+    }
+}

@@ -1,0 +1,356 @@
+//! The index: which tasks there are. The only file that names redb.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{Database, ReadableTable, Table, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::{TaskMeta, held::State};
+use crate::task::{Layout, TaskId, id::parse_hex32};
+
+const TASKS: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("tasks");
+const USED: TableDefinition<[u8; 32], (u64, u64)> = TableDefinition::new("used");
+const TRUSTED: TableDefinition<[u8; 32], u64> = TableDefinition::new("trusted");
+const STATE: TableDefinition<&str, u64> = TableDefinition::new("state");
+const EPOCH: &str = "epoch";
+
+/// redb's page cache: an index of 10,000 tasks is a few MiB, and it is read only at start.
+const CACHE_BYTES: usize = 2 << 20;
+const RECORD_VERSION: u32 = 1;
+
+/// The index could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct IndexError(Box<redb::Error>);
+
+impl<E: Into<redb::Error>> From<E> for IndexError {
+    fn from(error: E) -> Self {
+        Self(Box::new(error.into()))
+    }
+}
+
+impl IndexError {
+    /// Whether the disk was full.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(&*self.0, redb::Error::Io(error) if super::error::is_full(error))
+    }
+}
+
+/// What the index holds of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) meta: TaskMeta,
+    /// Tells two tasks of the same id apart that followed each other.
+    pub(super) generation: u64,
+    /// The SHA-256 of the whole matched.
+    pub(super) verified: bool,
+}
+
+/// A record as found at start.
+pub(super) struct Loaded {
+    pub(super) record: Record,
+    pub(super) last_used: u64,
+    pub(super) held_bytes: u64,
+    /// The task's files were synced when the last epoch ended.
+    pub(super) trusted: bool,
+}
+
+/// A change of the index, in the order of arrival.
+pub(super) enum Op {
+    /// A new task; its state learns whether that is durable.
+    Put(Box<Record>, Arc<State>),
+    /// The verdict of a task, if it is still of this generation.
+    Verified { id: TaskId, generation: u64, verified: bool },
+    /// Forgets a task, if it is still of this generation; tells when its blocks are free.
+    Remove { id: TaskId, generation: u64, freed: Option<oneshot::Sender<()>> },
+    /// Last use and bytes held.
+    Used(Vec<(TaskId, u64, u64)>),
+    /// These tasks' files are synced.
+    Trust(Vec<TaskId>),
+    /// The last one.
+    Stop,
+}
+
+/// The database, and what is needed to open it again after an I/O error.
+pub(super) struct Index {
+    path: PathBuf,
+    database: Option<Database>,
+    epoch: u64,
+}
+
+impl Index {
+    /// Opens or makes the index, starts a new epoch, and reads all records.
+    ///
+    /// An index that can't be read is moved to `aside`, and an empty one takes its place.
+    pub(super) fn open(path: PathBuf, aside: PathBuf) -> Result<(Self, Vec<Loaded>), IndexError> {
+        match Self::open_as_is(path.clone()) {
+            Ok(opened) => Ok(opened),
+            Err(error) if is_damage(&error) => {
+                tracing::error!(%error, aside = %aside.display(), "the index is damaged; the store starts empty");
+                fs::rename(&path, aside)?;
+                Self::open_as_is(path)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How often this store was opened.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Makes the changes durable, all or none. After an error the database is opened afresh for the next call.
+    pub(super) fn apply(&mut self, ops: &[Op]) -> Result<(), IndexError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => open_database(&self.path)?,
+        };
+        let transaction = database.begin_write()?;
+        for op in ops {
+            apply_one(&transaction, op, self.epoch)?;
+        }
+        transaction.commit()?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn open_as_is(path: PathBuf) -> Result<(Self, Vec<Loaded>), IndexError> {
+        let database = open_database(&path)?;
+        let transaction = database.begin_write()?;
+        let (epoch, loaded) = {
+            let mut state = transaction.open_table(STATE)?;
+            let last = state.get(EPOCH)?.map_or(0, |epoch| epoch.value());
+            state.insert(EPOCH, last + 1)?;
+            (last + 1, load(&transaction, last)?)
+        };
+        transaction.commit()?;
+        Ok((Self { path, database: Some(database), epoch }, loaded))
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, IndexError> {
+    // Made here rather than by redb, for its mode: labels and headers are nobody else's business.
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)?)
+}
+
+/// Whether the file's content is at fault, rather than the disk or our rights to it.
+fn is_damage(error: &IndexError) -> bool {
+    match &*error.0 {
+        redb::Error::Corrupted(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. } => true,
+        redb::Error::Io(error) => matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+        _ => false,
+    }
+}
+
+fn load(transaction: &WriteTransaction, last_epoch: u64) -> Result<Vec<Loaded>, IndexError> {
+    let mut tasks = transaction.open_table(TASKS)?;
+    let used = transaction.open_table(USED)?;
+    let trusted = transaction.open_table(TRUSTED)?;
+    tasks.retain(|key, value| {
+        let known = decode(TaskId(key), value).is_some();
+        if !known {
+            tracing::warn!(task = %TaskId(key), "a task of an unknown record format is dropped");
+        }
+        known
+    })?;
+    let mut loaded = Vec::new();
+    for row in tasks.iter()? {
+        let (key, value) = row?;
+        let id = TaskId(key.value());
+        let Some(record) = decode(id, value.value()) else { continue };
+        let (last_used, held_bytes) = used.get(id.0)?.map_or((0, 0), |used| used.value());
+        let trusted = trusted.get(id.0)?.is_some_and(|epoch| epoch.value() == last_epoch);
+        loaded.push(Loaded { record, last_used, held_bytes, trusted });
+    }
+    Ok(loaded)
+}
+
+fn apply_one(transaction: &WriteTransaction, op: &Op, epoch: u64) -> Result<(), IndexError> {
+    match op {
+        Op::Put(record, _) => {
+            transaction.open_table(TRUSTED)?.remove(record.meta.id.0)?;
+            put(&mut transaction.open_table(TASKS)?, record)
+        }
+        Op::Verified { id, generation, verified } => {
+            let mut tasks = transaction.open_table(TASKS)?;
+            match find(&tasks, *id, *generation)? {
+                Some(record) => put(&mut tasks, &Record { verified: *verified, ..record }),
+                None => Ok(()),
+            }
+        }
+        Op::Remove { id, generation, .. } => remove(transaction, *id, *generation),
+        Op::Used(rows) => {
+            let mut used = transaction.open_table(USED)?;
+            for (id, last_used, held_bytes) in rows {
+                used.insert(id.0, (*last_used, *held_bytes))?;
+            }
+            Ok(())
+        }
+        Op::Trust(ids) => {
+            let mut trusted = transaction.open_table(TRUSTED)?;
+            for id in ids {
+                trusted.insert(id.0, epoch)?;
+            }
+            Ok(())
+        }
+        Op::Stop => Ok(()),
+    }
+}
+
+fn put(tasks: &mut Table<'_, [u8; 32], &[u8]>, record: &Record) -> Result<(), IndexError> {
+    tasks.insert(record.meta.id.0, encode(record).as_slice())?;
+    Ok(())
+}
+
+fn find(tasks: &Table<'_, [u8; 32], &[u8]>, id: TaskId, generation: u64) -> Result<Option<Record>, IndexError> {
+    let record = tasks.get(id.0)?.and_then(|value| decode(id, value.value()));
+    Ok(record.filter(|record| record.generation == generation))
+}
+
+fn remove(transaction: &WriteTransaction, id: TaskId, generation: u64) -> Result<(), IndexError> {
+    let mut tasks = transaction.open_table(TASKS)?;
+    if find(&tasks, id, generation)?.is_some() {
+        tasks.remove(id.0)?;
+        transaction.open_table(USED)?.remove(id.0)?;
+        transaction.open_table(TRUSTED)?.remove(id.0)?;
+    }
+    Ok(())
+}
+
+/// The JSON form of a record; the id is the key.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    len: u64,
+    piece_len: u32,
+    sha256: Option<String>,
+    label: String,
+    headers: Vec<(String, String)>,
+    etag: Option<String>,
+    created_unix: u64,
+    generation: u64,
+    verified: bool,
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let meta = &record.meta;
+    let stored = Stored {
+        version: RECORD_VERSION,
+        len: meta.layout.len(),
+        piece_len: meta.layout.piece_len(),
+        sha256: meta.sha256.map(|digest| TaskId(digest).to_string()),
+        label: meta.label.clone(),
+        headers: meta.headers.iter().map(|(name, value)| (name.clone(), latin1_text(value))).collect(),
+        etag: meta.etag.clone(),
+        created_unix: meta.created_unix,
+        generation: record.generation,
+        verified: record.verified,
+    };
+    serde_json::to_vec(&stored).expect("strings and numbers always serialise")
+}
+
+/// `None` for another version, or a layout that this build would cut otherwise.
+fn decode(id: TaskId, bytes: &[u8]) -> Option<Record> {
+    let stored: Stored = serde_json::from_slice(bytes).ok()?;
+    let layout = Layout::for_len(stored.len)?;
+    if stored.version != RECORD_VERSION || layout.piece_len() != stored.piece_len {
+        return None;
+    }
+    let sha256 = match stored.sha256 {
+        Some(text) => Some(parse_hex32(&text)?),
+        None => None,
+    };
+    let headers = stored.headers.into_iter().map(|(name, value)| Some((name, latin1_bytes(&value)?)));
+    let meta = TaskMeta {
+        id,
+        layout,
+        sha256,
+        label: stored.label,
+        headers: headers.collect::<Option<_>>()?,
+        etag: stored.etag,
+        created_unix: stored.created_unix,
+    };
+    Some(Record { meta, generation: stored.generation, verified: stored.verified })
+}
+
+fn latin1_text(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+fn latin1_bytes(text: &str) -> Option<Vec<u8>> {
+    text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: u8, generation: u64) -> Record {
+        let meta = TaskMeta {
+            id: TaskId([id; 32]),
+            layout: Layout::for_len(3 << 20).unwrap(),
+            sha256: Some([3; 32]),
+            label: "host/path".into(),
+            headers: vec![("X-Odd".into(), (0..=255).collect())],
+            etag: Some("\"tag\"".into()),
+            created_unix: 1_700_000_000,
+        };
+        Record { meta, generation, verified: false }
+    }
+
+    fn open(dir: &tempfile::TempDir) -> (Index, Vec<Loaded>) {
+        Index::open(dir.path().join("index"), dir.path().join("broken")).unwrap()
+    }
+
+    fn put(id: u8, generation: u64) -> Op {
+        Op::Put(Box::new(record(id, generation)), Arc::new(State::fresh(generation)))
+    }
+
+    #[test]
+    fn a_record_survives_with_every_header_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir).0.apply(&[put(1, 5), Op::Used(vec![(TaskId([1; 32]), 8, 9)])]).unwrap();
+        let (index, loaded) = open(&dir);
+        assert_eq!(index.epoch(), 2);
+        assert_eq!(loaded.len(), 1);
+        assert_eq!(loaded[0].record, record(1, 5));
+        assert_eq!((loaded[0].last_used, loaded[0].held_bytes, loaded[0].trusted), (8, 9, false));
+    }
+
+    #[test]
+    fn trust_lasts_for_exactly_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir).0.apply(&[put(1, 5), Op::Trust(vec![TaskId([1; 32])])]).unwrap();
+        assert!(open(&dir).1[0].trusted);
+        assert!(!open(&dir).1[0].trusted);
+    }
+
+    #[test]
+    fn a_late_change_for_an_earlier_generation_does_not_touch_the_new_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = TaskId([1; 32]);
+        let late = Op::Verified { id, generation: 5, verified: true };
+        open(&dir).0.apply(&[put(1, 5), put(1, 6), late, Op::Remove { id, generation: 5, freed: None }]).unwrap();
+        let loaded = open(&dir).1;
+        assert_eq!(loaded[0].record, record(1, 6));
+    }
+
+    #[test]
+    fn a_damaged_index_is_set_aside_and_the_store_starts_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir).0.apply(&[put(1, 5)]).unwrap();
+        fs::write(dir.path().join("index"), vec![0x5a; 100_000]).unwrap();
+        assert!(open(&dir).1.is_empty());
+        assert!(dir.path().join("broken").exists());
+    }
+}

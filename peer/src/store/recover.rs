@@ -1,0 +1,135 @@
+//! From a directory to a store: lock, version, index, and the files that belong to it.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    path::Path,
+    sync::{Arc, Weak},
+};
+
+use rustix::fs::FlockOperation;
+
+use super::{
+    StoreError,
+    held::State,
+    index::{Index, Loaded, Op},
+    paths::Paths,
+    shelf::Entry,
+};
+use crate::task::TaskId;
+
+/// The format of DESIGN.md.
+const VERSION: u32 = 1;
+
+/// A store's directory, ours alone and in order.
+pub(super) struct Recovered {
+    /// Held as long as the index is open.
+    pub(super) lock: File,
+    pub(super) index: Index,
+    pub(super) entries: Vec<Entry>,
+    /// The first generation that was never used.
+    pub(super) generations: u64,
+}
+
+/// Takes a directory over: makes it if need be, and drops what belongs to no task.
+pub(super) fn recover(paths: &Paths) -> Result<Recovered, StoreError> {
+    paths.make_dirs().map_err(StoreError::disk("make the store's directories"))?;
+    let lock = lock(paths)?;
+    check_version(paths)?;
+    let (mut index, loaded) = Index::open(paths.index(), paths.broken_index())?;
+    let (kept, lost): (Vec<_>, Vec<_>) = loaded.into_iter().partition(|loaded| has_files(paths, loaded));
+    let entries: Vec<_> = kept.into_iter().map(entry).collect();
+    let orphans = drop_orphans(paths, &entries).map_err(StoreError::disk("clean the store up"))?;
+    let ops: Vec<_> = lost.iter().map(forget).collect();
+    if !ops.is_empty() {
+        index.apply(&ops)?;
+    }
+    let unchecked = entries.iter().filter(|entry| !entry.state.trusted.load(std::sync::atomic::Ordering::Relaxed));
+    tracing::info!(
+        dir = %paths.dir().display(), tasks = entries.len(), unchecked = unchecked.count(), lost = lost.len(), orphans,
+        "store opened"
+    );
+    let generations = index.epoch() << 32;
+    Ok(Recovered { lock, index, entries, generations })
+}
+
+fn lock(paths: &Paths) -> Result<File, StoreError> {
+    let failed = || StoreError::disk("lock the store");
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(paths.lock()).map_err(failed())?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // The holder may not have written its number yet.
+            let pid = file.read_to_string(&mut holder).ok().and_then(|_| holder.trim().parse().ok());
+            return Err(StoreError::Locked { dir: paths.dir().to_owned(), pid });
+        }
+        Err(errno) => return Err(failed()(errno.into())),
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(failed())?;
+    Ok(file)
+}
+
+fn check_version(paths: &Paths) -> Result<(), StoreError> {
+    let failed = || StoreError::disk("read the store's version");
+    let found = match fs::read_to_string(paths.version()) {
+        Ok(found) => found.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(failed()(error)),
+    };
+    match found.parse::<u32>() {
+        Ok(VERSION) => Ok(()),
+        // Missing, or torn by a crash at the very first start.
+        _ if found.is_empty() => fs::write(paths.version(), format!("{VERSION}\n")).map_err(failed()),
+        _ => Err(StoreError::Version { dir: paths.dir().to_owned(), found, known: VERSION }),
+    }
+}
+
+fn has_files(paths: &Paths, loaded: &Loaded) -> bool {
+    let meta = &loaded.record.meta;
+    let len = fs::metadata(paths.data(&meta.id)).map(|found| found.len());
+    len.is_ok_and(|len| len == meta.layout.len()) && paths.table(&meta.id).is_file()
+}
+
+fn entry(loaded: Loaded) -> Entry {
+    let Loaded { record, last_used, held_bytes, trusted } = loaded;
+    let state = State::loaded(record.generation, trusted, record.verified, last_used, held_bytes);
+    Entry { meta: record.meta, state: Arc::new(state), held: Weak::new() }
+}
+
+fn forget(loaded: &Loaded) -> Op {
+    Op::Remove { id: loaded.record.meta.id, generation: loaded.record.generation, freed: None }
+}
+
+/// Unlinks the files of tasks that are not among `entries`, and those in the trash. How many there were.
+fn drop_orphans(paths: &Paths, entries: &[Entry]) -> io::Result<usize> {
+    paths.empty_trash()?;
+    let known: HashSet<TaskId> = entries.iter().map(|entry| entry.meta.id).collect();
+    let mut dropped = 0;
+    for dir in fs::read_dir(paths.tasks())? {
+        let dir = dir?;
+        if !dir.file_type()?.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(dir.path())? {
+            let path = file?.path();
+            // Names that are not ours are somebody's mistake, and not ours to delete.
+            if task_of(&path).is_some_and(|id| !known.contains(&id)) {
+                fs::remove_file(&path)?;
+                dropped += 1;
+            }
+        }
+    }
+    Ok(dropped)
+}
+
+fn task_of(path: &Path) -> Option<TaskId> {
+    let ours = matches!(path.extension().and_then(OsStr::to_str), Some("data" | "pieces"));
+    ours.then(|| path.file_stem()?.to_str()?.parse().ok()).flatten()
+}

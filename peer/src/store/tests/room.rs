@@ -1,0 +1,162 @@
+//! Quota, eviction, and the directory's order.
+
+use std::fs;
+
+use super::*;
+use crate::store::layout;
+
+fn sample(number: u8) -> Sample {
+    Sample { number, len: MIB }
+}
+
+fn ids(store: &Store) -> Vec<u8> {
+    let mut all: Vec<_> = store.list().iter().map(|info| info.id.0[0]).collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn the_quota_evicts_the_least_recently_used_task_that_nobody_uses() {
+    on_ring(async {
+        let cost = layout::cost(sample(1).layout());
+        let site = Site::with_quota(3 * cost);
+        let store = site.open();
+        for number in 1..=3 {
+            store.create(sample(number).meta()).await.unwrap();
+        }
+        assert!(store.get(&TaskId([1; 32])).is_some());
+        let user = store.get(&TaskId([2; 32])).unwrap().user();
+        store.create(sample(4).meta()).await.unwrap();
+        assert_eq!(ids(&store), [1, 2, 4]);
+        store.create(sample(5).meta()).await.unwrap();
+        assert_eq!(ids(&store), [2, 4, 5]);
+        let usage = store.usage();
+        assert_eq!((usage.reserved, usage.tasks, usage.evictions), (3 * cost, 3, 2));
+        drop(user);
+        store.create(Sample { number: 6, len: 3 * MIB }.meta()).await.unwrap();
+        assert_eq!(ids(&store), [6]);
+    });
+}
+
+#[test]
+fn a_task_that_fits_only_if_one_in_use_went_finds_no_room_and_costs_nobody_anything() {
+    on_ring(async {
+        let cost = layout::cost(sample(1).layout());
+        let site = Site::with_quota(2 * cost);
+        let store = site.open();
+        store.create(sample(1).meta()).await.unwrap();
+        let held = store.create(sample(2).meta()).await.unwrap();
+        assert!(store.create(Sample { number: 3, len: 2 * MIB }.meta()).await.unwrap_err().is_no_space());
+        assert!(store.create(Sample { number: 3, len: 1 << 40 }.meta()).await.unwrap_err().is_no_space());
+        assert_eq!(ids(&store), [1, 2]);
+        assert!(!held.is_removed());
+        assert_eq!(fs::read_dir(site.path().join("trash")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn the_order_of_use_survives_a_restart() {
+    on_ring(async {
+        let cost = layout::cost(sample(1).layout());
+        let site = Site::with_quota(3 * cost);
+        let store = site.open();
+        for number in 1..=3 {
+            store.create(sample(number).meta()).await.unwrap();
+        }
+        store.get(&TaskId([1; 32])).unwrap();
+        store.close();
+        drop(store);
+        let store = site.open();
+        store.create(sample(4).meta()).await.unwrap();
+        assert_eq!(ids(&store), [1, 3, 4]);
+    });
+}
+
+#[test]
+fn the_background_brings_a_store_above_its_high_water_mark_below_the_low_one() {
+    on_ring(async {
+        let cost = layout::cost(sample(1).layout());
+        let site = Site::with_quota(40 * cost);
+        let store = site.open();
+        for number in 1..=37 {
+            store.create(sample(number).meta()).await.unwrap();
+        }
+        assert_eq!((store.shelf.excess(), store.usage().evictions), (None, 0));
+        for number in 38..=39 {
+            store.create(sample(number).meta()).await.unwrap();
+        }
+        let until_trimmed = async {
+            while store.usage().evictions == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        soon(until_trimmed).await;
+        assert_eq!(store.shelf.excess(), None);
+        assert!(store.usage().reserved <= 36 * cost && store.usage().reserved > 34 * cost);
+    });
+}
+
+#[test]
+fn files_without_a_record_and_records_without_files_are_dropped_and_foreign_files_left() {
+    on_ring(async {
+        let site = Site::new();
+        let store = site.open();
+        let whole = store.create(sample(1).meta()).await.unwrap();
+        sample(1).add_all(&whole, &pool()).await;
+        let lost = store.create(sample(2).meta()).await.unwrap();
+        sample(2).add_all(&lost, &pool()).await;
+        drop((whole, lost));
+        store.close();
+        drop(store);
+        let file =
+            |number: u8, kind: &str| site.path().join(format!("tasks/{number:02x}/{}.{kind}", TaskId([number; 32])));
+        fs::remove_file(file(2, "data")).unwrap();
+        fs::create_dir_all(file(7, "data").parent().unwrap()).unwrap();
+        fs::write(file(7, "data"), b"x").unwrap();
+        fs::write(site.path().join("tasks/07/notes"), b"x").unwrap();
+        fs::write(site.path().join("trash/1.data"), b"x").unwrap();
+
+        let store = site.open();
+        assert_eq!(ids(&store), [1]);
+        assert!(!file(7, "data").exists() && !file(2, "pieces").exists() && !site.path().join("trash/1.data").exists());
+        assert!(site.path().join("tasks/07/notes").exists());
+        drop(store);
+        assert_eq!(ids(&site.open()), [1]);
+    });
+}
+
+#[test]
+fn a_task_whose_piece_table_is_not_its_own_is_dropped_when_it_is_used() {
+    on_ring(async {
+        let site = Site::new();
+        let store = site.open();
+        let held = store.create(sample(1).meta()).await.unwrap();
+        sample(1).add_all(&held, &pool()).await;
+        drop((held, store));
+        fs::write(site.path().join(format!("tasks/01/{}.pieces", TaskId([1; 32]))), [1; 128]).unwrap();
+        let store = site.open();
+        assert!(store.get(&TaskId([1; 32])).is_none());
+        assert_eq!((ids(&store), store.usage().reserved), (vec![], 0));
+        assert_eq!(store.create(sample(1).meta()).await.unwrap().bitmap().count(), 0);
+    });
+}
+
+#[test]
+fn a_second_peer_is_told_who_has_the_store() {
+    let site = Site::new();
+    let store = site.open();
+    let error = Store::open(site.path(), site.options).err().unwrap();
+    assert!(matches!(error, StoreError::Locked { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
+    drop(store);
+    site.open();
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused_and_left_alone() {
+    let site = Site::new();
+    site.open().close();
+    fs::write(site.path().join("version"), "2\n").unwrap();
+    let error = Store::open(site.path(), site.options).err().unwrap();
+    assert!(matches!(&error, StoreError::Version { found, known: 1, .. } if found == "2"), "{error}");
+    assert_eq!(fs::read_to_string(site.path().join("version")).unwrap(), "2\n");
+}

@@ -1,0 +1,131 @@
+//! The body of an origin's answer: counted, with a deadline on silence, giving its connection back at its end.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
+
+use crate::metrics::{Metrics, Source};
+
+use super::{
+    connect::Place,
+    error::OriginError,
+    pool::{Pool, Sender},
+};
+
+/// A streaming body. Dropped early, it takes its connection with it.
+pub struct OriginBody {
+    incoming: Incoming,
+    lent: Option<Lent>,
+    at: String,
+    idle: Duration,
+    deadline: Instant,
+    received: u64,
+    counter: Arc<Metrics>,
+    expected: Option<u64>,
+}
+
+/// What a body holds on to until its last byte.
+pub(super) struct Lent {
+    pub(super) pool: Arc<Pool>,
+    pub(super) place: Place,
+    pub(super) sender: Sender,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+impl OriginBody {
+    pub(super) fn new(incoming: Incoming, lent: Lent, at: String, idle: Duration, counter: Arc<Metrics>) -> Self {
+        let deadline = Instant::now() + idle;
+        let mut body = Self { incoming, lent: Some(lent), at, idle, deadline, received: 0, counter, expected: None };
+        body.release_if_done();
+        body
+    }
+
+    /// From now on exactly `len` bytes are right: fewer are a cut, more are malformed.
+    pub(super) fn expect_len(mut self, len: u64) -> Self {
+        self.expected = Some(len);
+        self
+    }
+
+    /// The length that the origin announced, if it did.
+    pub fn len(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
+    }
+
+    /// Whether it is known that nothing follows.
+    pub fn is_empty(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    /// The next bytes, `None` at the end. May be dropped and called again: nothing is lost and the deadline on silence,
+    /// which runs from the last bytes that came, stays.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            let silent = |_| OriginError::Timeout { at: self.at.clone(), waiting: "for the body" };
+            let frame = timeout_at(self.deadline, self.incoming.frame()).await.map_err(silent)?;
+            match frame {
+                None => return self.finish(),
+                Some(Err(error)) => return Err(self.broken(&error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        return self.count(data).map(Some);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Restarts the clock: for a caller that did not ask for bytes for a while by its own choice.
+    pub fn was_paused(&mut self) {
+        self.deadline = Instant::now() + self.idle;
+    }
+
+    fn count(&mut self, data: Bytes) -> Result<Bytes, OriginError> {
+        self.received += data.len() as u64;
+        self.counter.received(Source::Origin, data.len() as u64);
+        self.was_paused();
+        if self.expected.is_some_and(|expected| self.received > expected) {
+            return Err(OriginError::Malformed { at: self.at.clone(), what: "more bytes than announced" });
+        }
+        self.release_if_done();
+        Ok(data)
+    }
+
+    fn finish(&mut self) -> Result<Option<Bytes>, OriginError> {
+        if let Some(lent) = self.lent.take() {
+            lent.pool.give_back(lent.place, lent.sender);
+        }
+        match self.expected {
+            Some(expected) if self.received < expected => Err(self.cut()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Callers that know the length stop asking at the last byte: the connection must not be lost for that.
+    fn release_if_done(&mut self) {
+        if self.incoming.is_end_stream()
+            && let Some(lent) = self.lent.take()
+        {
+            drop(lent.permit);
+            lent.pool.give_back(lent.place, lent.sender);
+        }
+    }
+
+    fn broken(&self, error: &hyper::Error) -> OriginError {
+        match error.is_parse() {
+            true => OriginError::Malformed { at: self.at.clone(), what: "bad chunk" },
+            false => self.cut(),
+        }
+    }
+
+    fn cut(&self) -> OriginError {
+        OriginError::Cut { at: self.at.clone(), received: self.received }
+    }
+}

@@ -1,0 +1,234 @@
+//! Connections to an origin: name, address rule, socket options, verified TLS.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpSocket, TcpStream, lookup_host},
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{address, error::OriginError};
+
+/// Addresses of one name that are tried before the origin counts as unreachable.
+const MAX_ADDRESSES: usize = 6;
+/// Names whose addresses are remembered.
+const MAX_NAMES: usize = 512;
+/// How long they are: a CDN moves its clients within a minute, and getaddrinfo tells no TTL.
+const NAME_TTL: Duration = Duration::from_secs(30);
+/// An idle connection is probed after this, so that a vanished origin is noticed.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Where distributions keep the bundle of their trusted roots; the first that exists is read.
+const SYSTEM_BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// How connections are made.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectOptions {
+    /// SO_MARK of every socket, so that the node's own connections are not caught by its interceptor.
+    pub mark: Option<u32>,
+    /// Whether a socket that cannot be marked (no CAP_NET_ADMIN) is an error: set while interception is on.
+    pub mark_required: bool,
+    /// PEM files of CAs trusted beside the system's.
+    pub extra_cas: Vec<PathBuf>,
+    /// Whether private, loopback and link-local addresses may be origins.
+    pub allow_private: bool,
+    /// `host` or `host:port` to the address that serves it, whatever DNS says; the address rule does not apply to these.
+    pub overrides: Vec<(String, SocketAddr)>,
+    /// For name, TCP and TLS together.
+    pub timeout: Duration,
+}
+
+/// Where a connection leads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    pub(super) tls: bool,
+    /// As in the URL: no brackets around an IPv6 address.
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// What hyper speaks HTTP/1.1 over.
+pub(super) type Stream = TokioIo<Box<dyn Duplex>>;
+
+/// A byte stream in both directions.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Host and port to their addresses, and since when these are known.
+type Names = HashMap<(String, u16), (Instant, Vec<SocketAddr>)>;
+
+/// Makes connections; shared by all shards.
+pub(super) struct Connector {
+    options: ConnectOptions,
+    tls: tokio_rustls::TlsConnector,
+    names: Mutex<Names>,
+}
+
+/// The trust anchors could not be read.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what its fields are")]
+pub enum TrustError {
+    /// A configured file is unreadable or holds no certificate.
+    #[error("no CA certificate could be read from {path}")]
+    File { path: PathBuf },
+    /// Neither the system nor the configuration gives a root.
+    #[error("no trusted root certificate: install the ca-certificates package or configure extra CAs")]
+    Empty,
+    /// rustls cannot work with its own provider.
+    #[error("TLS setup: {0}")]
+    Setup(#[from] rustls::Error),
+}
+
+impl Connector {
+    /// Reads the trust anchors: blocking file reads, done once.
+    pub(super) fn new(options: ConnectOptions) -> Result<Self, TrustError> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(trusted_roots(&options.extra_cas)?)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
+        Ok(Self { options, tls, names: Mutex::default() })
+    }
+
+    /// A new connection to `place`, TLS done. `at` labels errors.
+    pub(super) async fn connect(&self, place: &Place, at: &str) -> Result<Stream, OriginError> {
+        let deadline = Instant::now() + self.options.timeout;
+        let late = |waiting| OriginError::Timeout { at: at.to_owned(), waiting };
+        let addresses =
+            timeout_at(deadline, self.addresses(place, at)).await.map_err(|_| late("resolving the name"))??;
+        let socket = self.connect_one_of(&addresses, deadline, at).await?;
+        if !place.tls {
+            return Ok(TokioIo::new(Box::new(socket)));
+        }
+        let name = ServerName::try_from(place.host.clone()).map_err(|_| OriginError::Url { at: at.to_owned() })?;
+        let secured =
+            timeout_at(deadline, self.tls.connect(name, socket)).await.map_err(|_| late("in the TLS handshake"))?;
+        Ok(TokioIo::new(Box::new(secured.map_err(|error| handshake_error(error, at))?)))
+    }
+
+    /// The permitted addresses of `place`, remembered for [`NAME_TTL`].
+    async fn addresses(&self, place: &Place, at: &str) -> Result<Vec<SocketAddr>, OriginError> {
+        if let Some(fixed) = self.overridden(place) {
+            return Ok(vec![fixed]);
+        }
+        if let Ok(literal) = place.host.parse::<IpAddr>() {
+            return self.permit(vec![SocketAddr::new(literal, place.port)], at);
+        }
+        let key = (place.host.clone(), place.port);
+        if let Some(known) = self.remembered(&key) {
+            return Ok(known);
+        }
+        let resolve = |source| OriginError::Resolve { at: at.to_owned(), source };
+        let found: Vec<_> = lookup_host((place.host.as_str(), place.port)).await.map_err(resolve)?.collect();
+        if found.is_empty() {
+            return Err(resolve(io::Error::new(io::ErrorKind::NotFound, "no address")));
+        }
+        let permitted = self.permit(found, at)?;
+        self.remember(key, permitted.clone());
+        Ok(permitted)
+    }
+
+    fn overridden(&self, place: &Place) -> Option<SocketAddr> {
+        let with_port = format!("{}:{}", place.host, place.port);
+        let matches = |name: &str| name.eq_ignore_ascii_case(&place.host) || name.eq_ignore_ascii_case(&with_port);
+        self.options.overrides.iter().find(|(name, _)| matches(name)).map(|(_, address)| *address)
+    }
+
+    /// Drops what the address rule forbids; an error if nothing is left. Names that resolve to a mix keep their public part.
+    fn permit(&self, mut addresses: Vec<SocketAddr>, at: &str) -> Result<Vec<SocketAddr>, OriginError> {
+        let first = addresses[0].ip();
+        addresses.retain(|address| self.options.allow_private || address::is_public(address.ip()));
+        addresses.truncate(MAX_ADDRESSES);
+        match addresses.is_empty() {
+            true => Err(OriginError::Refused { at: at.to_owned(), address: first }),
+            false => Ok(addresses),
+        }
+    }
+
+    fn remembered(&self, key: &(String, u16)) -> Option<Vec<SocketAddr>> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.get(key).filter(|(since, _)| since.elapsed() < NAME_TTL).map(|(_, addresses)| addresses.clone())
+    }
+
+    fn remember(&self, key: (String, u16), addresses: Vec<SocketAddr>) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= MAX_NAMES {
+            names.retain(|_, (since, _)| since.elapsed() < NAME_TTL);
+        }
+        if names.len() < MAX_NAMES {
+            names.insert(key, (Instant::now(), addresses));
+        }
+    }
+
+    /// The first address that answers; each gets its share of the time that is left, so that one black hole does not take it all.
+    async fn connect_one_of(&self, all: &[SocketAddr], deadline: Instant, at: &str) -> Result<TcpStream, OriginError> {
+        let mut last = OriginError::Timeout { at: at.to_owned(), waiting: "connecting" };
+        for (index, address) in all.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(all.len() - index).unwrap_or(1);
+            let socket = self.socket(*address, at)?;
+            match timeout(share, socket.connect(*address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(source)) => last = OriginError::Connect { at: at.to_owned(), source },
+                Err(_) => last = OriginError::Timeout { at: at.to_owned(), waiting: "connecting" },
+            }
+        }
+        Err(last)
+    }
+
+    /// The mark is set before connect(): the interceptor looks at the socket there.
+    fn socket(&self, address: SocketAddr, at: &str) -> Result<TcpSocket, OriginError> {
+        let failed = |source| OriginError::Connect { at: at.to_owned(), source };
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+        let options = socket2::SockRef::from(&socket);
+        if let Some(mark) = self.options.mark
+            && let Err(source) = options.set_mark(mark)
+            && self.options.mark_required
+        {
+            return Err(OriginError::Mark { at: at.to_owned(), source });
+        }
+        socket.set_nodelay(true).map_err(failed)?;
+        options.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE)).map_err(failed)?;
+        Ok(socket)
+    }
+}
+
+/// The system's roots by file (the environment's SSL_CERT_FILE is the clients' business, not the node's), and `extra`.
+fn trusted_roots(extra: &[PathBuf]) -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(bundle) = SYSTEM_BUNDLES.iter().map(Path::new).find(|path| path.exists()) {
+        roots.add_parsable_certificates(rustls_native_certs::load_certs_from_paths(Some(bundle), None).certs);
+    }
+    for path in extra {
+        let found = rustls_native_certs::load_certs_from_paths(Some(path), None).certs;
+        if roots.add_parsable_certificates(found).0 == 0 {
+            return Err(TrustError::File { path: path.clone() });
+        }
+    }
+    if roots.is_empty() { Err(TrustError::Empty) } else { Ok(roots) }
+}
+
+/// tokio-rustls wraps what rustls says in an io::Error; what the kernel says stays one.
+fn handshake_error(error: io::Error, at: &str) -> OriginError {
+    let at = at.to_owned();
+    match error.downcast::<rustls::Error>() {
+        Ok(source) => OriginError::Tls { at, source },
+        Err(source) => OriginError::Connect { at, source },
+    }
+}

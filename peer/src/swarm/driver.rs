@@ -1,0 +1,470 @@
+//! Carries out a download on one shard: the machine of `download`, its runs (`run`), and readers on any shard.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::pending,
+    ops::Range,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::AbortHandle,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    download::{Action, Download, Event, Fetch, MAX_SOURCES, Policy, Reason, RunId, SourceId},
+    origin::{Expected, Origin, OriginError, OriginRequest, Probe},
+    run::{Report, Run, RunError, Tools},
+};
+use crate::{
+    store::{Held, StoreError},
+    uring::Pool,
+};
+
+/// Readers of one download at once; more are turned away to be served without it.
+pub const MAX_READERS: usize = 4096;
+/// Reports of runs that wait to be handled; runs wait when there are more.
+const MAX_REPORTS: usize = 256;
+/// For the store to look through what an unclean stop left behind.
+const CHECK_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Settings of a download.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverOptions {
+    /// What is fetched when.
+    pub policy: Policy,
+    /// How long a download without readers stays, so that a client that comes back finds it.
+    pub linger: Duration,
+}
+
+impl Default for DriverOptions {
+    fn default() -> Self {
+        Self { policy: Policy::default(), linger: Duration::from_secs(10) }
+    }
+}
+
+/// A client's way to the object: its request, and what the origin answered to a probe with it.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// URL and headers.
+    pub request: OriginRequest,
+    /// From [`Origin::probe`], by way of the authorizer.
+    pub probe: Arc<Probe>,
+}
+
+/// How a download stands.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// Bytes are coming, or will when somebody wants them.
+    Running,
+    /// Every piece is held.
+    Done,
+    /// Put away for want of readers, or with its shard: start another one.
+    Stopped,
+    /// Readers get no more. After [`DownloadError::Forbidden`] an offer revives it, else start another one.
+    Failed(Arc<DownloadError>),
+}
+
+/// Why a download failed, and who is to blame.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The origin accepts no client's URL any more; its answer is for the client, who can renew the URL.
+    #[error("no client's URL is accepted any more: {0}")]
+    Forbidden(#[source] Arc<OriginError>),
+    /// The origin does not answer, or not with the object.
+    #[error("{0}")]
+    Origin(#[source] Arc<OriginError>),
+    /// The origin has another object there now: drop the task and begin anew.
+    #[error("the object changed at the origin: {0}")]
+    Changed(#[source] Arc<OriginError>),
+    /// The store does not take the bytes.
+    #[error("{0}")]
+    Store(#[source] Arc<StoreError>),
+}
+
+impl DownloadError {
+    /// The origin's error, where the origin is to blame.
+    pub fn origin_error(&self) -> Option<&Arc<OriginError>> {
+        match self {
+            Self::Forbidden(error) | Self::Origin(error) | Self::Changed(error) => Some(error),
+            Self::Store(_) => None,
+        }
+    }
+}
+
+/// A running download, for all shards.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+/// A reader's interest in a download; dropped, it is gone.
+pub struct ReaderGuard {
+    shared: Arc<Shared>,
+    reader: u64,
+}
+
+pub(super) struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: Notify,
+    status: watch::Sender<Status>,
+    pub(super) from_origin: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inbox {
+    commands: Vec<Command>,
+    readers: usize,
+    last_reader: u64,
+    closed: bool,
+}
+
+enum Command {
+    Want { reader: u64, bytes: Range<u64> },
+    Unwant { reader: u64 },
+    Offer(Box<Offer>),
+}
+
+/// Starts a download into `held` on the calling shard (a tokio-uring runtime). Nothing is fetched until a reader wants it
+/// ([`Handle::want`]), unless the policy lets downloads finish alone.
+pub fn start(held: Arc<Held>, origin: Arc<Origin>, pool: Pool, first: Offer, options: DriverOptions) -> Handle {
+    let shared = Arc::new(Shared {
+        inbox: Mutex::default(),
+        wake: Notify::new(),
+        status: watch::Sender::new(Status::Running),
+        from_origin: AtomicU64::new(0),
+    });
+    let handle = Handle { shared: Arc::clone(&shared) };
+    let ranged = first.probe.ranges;
+    handle.offer(first);
+    let driver = async move {
+        let user = held.user();
+        // A timeout only means that pieces which may be there are fetched again.
+        let _ = timeout(CHECK_DEADLINE, held.checked()).await;
+        Driver::new(held, origin, pool, shared, ranged, options).drive().await;
+        drop(user);
+    };
+    tokio_uring::spawn(driver);
+    handle
+}
+
+impl Handle {
+    /// A reader that waits for these bytes of the task; the first missing of them come first. `None`: the download is over
+    /// or has [`MAX_READERS`].
+    pub fn want(&self, bytes: Range<u64>) -> Option<ReaderGuard> {
+        let mut inbox = self.shared.inbox();
+        if inbox.closed || inbox.readers >= MAX_READERS {
+            return None;
+        }
+        inbox.readers += 1;
+        inbox.last_reader += 1;
+        let reader = inbox.last_reader;
+        self.shared.push(inbox, Command::Want { reader, bytes });
+        Some(ReaderGuard { shared: Arc::clone(&self.shared), reader })
+    }
+
+    /// One more way to the object, for when earlier ones expire. Revives a download that failed for want of one.
+    pub fn offer(&self, offer: Offer) {
+        let mut inbox = self.shared.inbox();
+        if inbox.closed {
+            return;
+        }
+        let is_offer = |command: &Command| matches!(command, Command::Offer(_));
+        if inbox.commands.iter().filter(|command| is_offer(command)).count() >= MAX_SOURCES
+            && let Some(oldest) = inbox.commands.iter().position(is_offer)
+        {
+            inbox.commands.remove(oldest);
+        }
+        self.shared.status.send_if_modified(revive);
+        self.shared.push(inbox, Command::Offer(Box::new(offer)));
+    }
+
+    /// How it stands now.
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Follows the status: `changed().await` resolves at each change.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.shared.status.subscribe()
+    }
+
+    /// Bytes of bodies received from the origin so far.
+    pub fn origin_bytes(&self) -> u64 {
+        self.shared.from_origin.load(Ordering::Relaxed)
+    }
+
+    /// Whether both lead to the same download.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl Drop for ReaderGuard {
+    fn drop(&mut self) {
+        let mut inbox = self.shared.inbox();
+        inbox.readers -= 1;
+        if !inbox.closed {
+            self.shared.push(inbox, Command::Unwant { reader: self.reader });
+        }
+    }
+}
+
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, mut inbox: MutexGuard<'_, Inbox>, command: Command) {
+        inbox.commands.push(command);
+        drop(inbox);
+        self.wake.notify_one();
+    }
+
+    /// Nobody gets in any more.
+    fn close(&self, status: Status) {
+        let mut inbox = self.inbox();
+        inbox.closed = true;
+        inbox.commands.clear();
+        self.status.send_replace(status);
+    }
+
+    /// Closes if nobody is interested; in one step with looking, so that no reader is lost in between.
+    fn close_if_unused(&self) -> bool {
+        let mut inbox = self.inbox();
+        inbox.closed = inbox.readers == 0 && inbox.commands.is_empty();
+        if inbox.closed {
+            self.status.send_replace(Status::Stopped);
+        }
+        inbox.closed
+    }
+
+    /// Tells readers that no URL is left, unless one is on its way in.
+    fn forbid(&self, error: DownloadError) {
+        let inbox = self.inbox();
+        if !inbox.commands.iter().any(|command| matches!(command, Command::Offer(_))) {
+            self.status.send_replace(Status::Failed(Arc::new(error)));
+        }
+    }
+}
+
+fn revive(status: &mut Status) -> bool {
+    let starved = matches!(status, Status::Failed(error) if matches!(**error, DownloadError::Forbidden(_)));
+    if starved {
+        *status = Status::Running;
+    }
+    starved
+}
+
+/// The shard's side.
+struct Driver {
+    machine: Download,
+    tools: Rc<Tools>,
+    shared: Arc<Shared>,
+    reports: mpsc::Receiver<Report>,
+    runs: HashMap<RunId, Running>,
+    sources: Vec<(SourceId, Rc<OriginRequest>, Rc<Expected>)>,
+    next_source: u64,
+    options: DriverOptions,
+    begun: Instant,
+    idle_since: Instant,
+    last_error: Option<Arc<OriginError>>,
+    store_error: Option<Arc<StoreError>>,
+}
+
+struct Running {
+    task: AbortHandle,
+    trimmed: Rc<Cell<bool>>,
+}
+
+impl Driver {
+    fn new(
+        held: Arc<Held>,
+        origin: Arc<Origin>,
+        pool: Pool,
+        shared: Arc<Shared>,
+        ranged: bool,
+        options: DriverOptions,
+    ) -> Self {
+        let machine = Download::new(held.meta.layout, held.bitmap(), ranged, options.policy);
+        let (reporter, reports) = mpsc::channel(MAX_REPORTS);
+        let partials = RefCell::default();
+        let tools = Tools { held, origin, pool, reporter, partials, shared: Arc::clone(&shared) };
+        Self {
+            machine,
+            tools: Rc::new(tools),
+            shared,
+            reports,
+            runs: HashMap::new(),
+            sources: Vec::new(),
+            next_source: 0,
+            options,
+            begun: Instant::now(),
+            idle_since: Instant::now(),
+            last_error: None,
+            store_error: None,
+        }
+    }
+
+    /// Until the download is done, has failed for good, or nobody wants it any more.
+    async fn drive(mut self) {
+        loop {
+            self.take_commands();
+            while let Some(action) = self.machine.poll(self.now()) {
+                if let Some(end) = self.act(action) {
+                    return self.shared.close(end);
+                }
+            }
+            let idle = self.machine.is_idle();
+            if !idle {
+                self.idle_since = Instant::now();
+            } else if self.idle_since.elapsed() >= self.options.linger && self.shared.close_if_unused() {
+                return;
+            }
+            self.wait(idle).await;
+        }
+    }
+
+    /// For a command, a report, or the time to look again.
+    async fn wait(&mut self, idle: bool) {
+        let linger = idle.then(|| self.idle_since + self.options.linger);
+        let retry = self.machine.poll_timeout().map(|due| self.begun + due);
+        let alarm = async {
+            match linger.into_iter().chain(retry).min() {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            report = self.reports.recv() => if let Some(report) = report { self.note(report) },
+            () = self.shared.wake.notified() => {}
+            () = alarm => {}
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    fn take_commands(&mut self) {
+        let commands = std::mem::take(&mut self.shared.inbox().commands);
+        for command in commands {
+            let event = match command {
+                Command::Want { reader, bytes } => Event::Want { reader, bytes },
+                Command::Unwant { reader } => Event::Unwant { reader },
+                Command::Offer(offer) => Event::UrlOffered { source: self.add_source(*offer) },
+            };
+            if matches!(event, Event::UrlOffered { .. }) {
+                self.shared.status.send_if_modified(revive);
+            }
+            self.machine.handle(self.now(), event);
+        }
+    }
+
+    fn add_source(&mut self, offer: Offer) -> SourceId {
+        let source = SourceId(self.next_source);
+        self.next_source += 1;
+        // The machine keeps as many, and lets the oldest go as well.
+        if self.sources.len() == MAX_SOURCES {
+            self.sources.remove(0);
+        }
+        let total = Some(self.tools.held.meta.layout.len());
+        let expected = Expected { total, etag: offer.probe.etag.clone() };
+        self.sources.push((source, Rc::new(offer.request), Rc::new(expected)));
+        source
+    }
+
+    fn note(&mut self, report: Report) {
+        let event = match report {
+            Report::Event(event) => event,
+            Report::Failed(run, RunError::Origin(error)) => {
+                let class = error.class();
+                tracing::debug!(%error, ?class, "a run failed");
+                self.tools.origin.note_retry(class);
+                self.last_error = Some(Arc::new(error));
+                Event::RunFailed { run, class }
+            }
+            Report::Failed(_, RunError::Store(error)) => {
+                self.store_error = Some(Arc::new(error));
+                Event::DiskFailed
+            }
+        };
+        if let Event::RunEnded { run } | Event::RunFailed { run, .. } = event {
+            self.runs.remove(&run);
+        }
+        self.machine.handle(self.now(), event);
+    }
+
+    /// Carries an action out; the final status if it was the last one.
+    fn act(&mut self, action: Action) -> Option<Status> {
+        match action {
+            Action::Fetch(fetch) => self.fetch(fetch),
+            Action::Trim(run) => {
+                if let Some(running) = self.runs.get(&run) {
+                    running.trimmed.set(true);
+                }
+            }
+            Action::Cancel(run) => {
+                if let Some(running) = self.runs.remove(&run) {
+                    running.task.abort();
+                }
+            }
+            Action::Done => return Some(Status::Done),
+            Action::Fail(Reason::Credentials) => self.shared.forbid(DownloadError::Forbidden(self.blamed())),
+            Action::Fail(reason) => return Some(Status::Failed(Arc::new(self.failure(reason)))),
+        }
+        None
+    }
+
+    fn fetch(&mut self, fetch: Fetch) {
+        let run = fetch.run;
+        let Some((_, request, expected)) = self.sources.iter().find(|(source, ..)| *source == fetch.source) else {
+            // Both keep the same newest sources, so this is a run whose URL has just been pushed out.
+            return self.machine.handle(self.now(), Event::RunFailed { run, class: super::retry::Class::Busy });
+        };
+        let trimmed = Rc::new(Cell::new(false));
+        let job = Run {
+            tools: Rc::clone(&self.tools),
+            request: Rc::clone(request),
+            expected: Rc::clone(expected),
+            trimmed: Rc::clone(&trimmed),
+            fetch,
+        };
+        let task = tokio_uring::spawn(job.report()).abort_handle();
+        self.runs.insert(run, Running { task, trimmed });
+    }
+
+    fn failure(&self, reason: Reason) -> DownloadError {
+        match (reason, &self.store_error) {
+            (Reason::Disk, Some(error)) => DownloadError::Store(Arc::clone(error)),
+            (Reason::Credentials, _) => DownloadError::Forbidden(self.blamed()),
+            (Reason::Changed, _) => DownloadError::Changed(self.blamed()),
+            (Reason::Exhausted | Reason::Refused | Reason::Disk, _) => DownloadError::Origin(self.blamed()),
+        }
+    }
+
+    /// The error that led to a failure: there was one, since only failed runs make a download fail.
+    fn blamed(&self) -> Arc<OriginError> {
+        let label = || self.tools.held.meta.label.clone();
+        self.last_error.clone().unwrap_or_else(|| Arc::new(OriginError::Url { at: label() }))
+    }
+}
+
+impl Drop for Driver {
+    /// With its shard or at its end: no run outlives the driver, no reader waits for it.
+    fn drop(&mut self) {
+        self.runs.values().for_each(|running| running.task.abort());
+        let ended = self.shared.inbox().closed;
+        if !ended {
+            self.shared.close(Status::Stopped);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What is asked of an origin, and what a probe tells about an object.
+
+use std::{fmt, ops::Range, time::Duration};
+
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{self, HeaderName, HeaderValue},
+};
+use url::Url;
+
+use super::{connect::Place, error::OriginError};
+
+/// A client's request for an object: its URL and headers, with which the origin is asked in its name.
+#[derive(Clone)]
+pub struct OriginRequest {
+    /// https (or http) with a host.
+    pub url: Url,
+    /// The client's own, names in any case; credentials included. Hop-by-hop headers and Host are ignored.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The bytes of the object that the task is about, where the URL may only be used for these (a signed range of a xorb).
+    /// Offsets and lengths of a download count from its start.
+    pub window: Option<Range<u64>>,
+}
+
+impl OriginRequest {
+    /// The whole object at `url`.
+    pub fn new(url: Url, headers: Vec<(String, Vec<u8>)>) -> Self {
+        Self { url, headers, window: None }
+    }
+
+    /// Scheme, host and path, for people: no user, query or fragment.
+    pub(crate) fn label(&self) -> String {
+        label(&self.url)
+    }
+}
+
+impl fmt::Debug for OriginRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OriginRequest").field("at", &self.label()).field("window", &self.window).finish_non_exhaustive()
+    }
+}
+
+/// What the origin says about an object to this client.
+#[derive(Clone)]
+pub struct Probe {
+    /// 206, or 200 where ranges are ignored; 416 for an empty object.
+    pub status: StatusCode,
+    /// Without hop-by-hop headers, Content-Length and Content-Range.
+    pub headers: HeaderMap,
+    /// Bytes in the object (in the request's window, where it has one).
+    pub total_len: Option<u64>,
+    /// Whether ranges are served.
+    pub ranges: bool,
+    /// As sent, weak mark and quotes included.
+    pub etag: Option<String>,
+    /// Where redirects led.
+    pub final_url: Url,
+    /// Whether a content coding is applied although identity was asked for: such bytes are not the object.
+    pub encoded: bool,
+}
+
+impl Probe {
+    /// What every later answer must agree with.
+    pub fn expected(&self) -> Expected {
+        Expected { total: self.total_len, etag: self.etag.clone() }
+    }
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probe")
+            .field("at", &label(&self.final_url))
+            .field("total_len", &self.total_len)
+            .field("ranges", &self.ranges)
+            .field("etag", &self.etag)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The object that a download began with.
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// Bytes in the object, in the window where the request has one.
+    pub total: Option<u64>,
+    /// Its entity tag, as sent.
+    pub etag: Option<String>,
+}
+
+impl Expected {
+    /// Whether an answer with this ETag is of the same object. An answer without one says nothing.
+    pub(super) fn same_etag(&self, headers: &HeaderMap) -> bool {
+        let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
+        match (&self.etag, etag_of(headers)) {
+            (Some(known), Some(now)) => opaque(known) == opaque(&now),
+            _ => true,
+        }
+    }
+
+    /// A tag that may stand in If-Range: strong ones only (RFC 9110 section 13.1.5).
+    pub(super) fn if_range(&self) -> Option<HeaderValue> {
+        let tag = self.etag.as_deref().filter(|tag| !tag.starts_with("W/"))?;
+        HeaderValue::from_str(tag).ok()
+    }
+}
+
+/// Scheme, host and path.
+pub(crate) fn label(url: &Url) -> String {
+    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+}
+
+pub(super) fn place_of(url: &Url) -> Result<Place, OriginError> {
+    let bad = || OriginError::Url { at: label(url) };
+    let tls = match url.scheme() {
+        "https" => true,
+        "http" => false,
+        _ => return Err(bad()),
+    };
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(bad)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(Place { tls, host, port: url.port_or_known_default().ok_or_else(bad)? })
+}
+
+pub(super) fn etag_of(headers: &HeaderMap) -> Option<String> {
+    headers.get(header::ETAG)?.to_str().ok().map(str::to_owned)
+}
+
+/// Removes what belongs to one connection (RFC 9110 section 7.6.1), the headers that Connection names included.
+pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate"] {
+        headers.remove(name);
+    }
+    for name in [header::TE, header::TRAILER, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// The client's headers as they go to the origin, without hop-by-hop ones and Host, which hyper's caller sets.
+pub(super) fn forwarded(headers: &[(String, Vec<u8>)]) -> HeaderMap {
+    let mut out = HeaderMap::new();
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(value)) {
+            out.append(name, value);
+        }
+    }
+    drop_hop_by_hop(&mut out);
+    out.remove(header::HOST);
+    out
+}
+
+/// The client's headers for a question of the node's own: what concerns ranges, conditions, codings and bodies is ours to say.
+pub(super) fn for_bytes(headers: &[(String, Vec<u8>)], range: Option<&Range<u64>>) -> HeaderMap {
+    let mut out = forwarded(headers);
+    for name in [
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_MATCH,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_UNMODIFIED_SINCE,
+        header::CONTENT_LENGTH,
+        header::CONTENT_TYPE,
+        header::EXPECT,
+    ] {
+        out.remove(name);
+    }
+    out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if let Some(range) = range
+        && let Ok(value) = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
+    {
+        out.insert(header::RANGE, value);
+    }
+    out
+}
+
+/// `bytes 0-99/1234` as (0..100, Some(1234)); `bytes */1234` as (0..0, Some(1234)) (RFC 9110 section 14.4).
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
+    let value = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    let (range, total) = value.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    if range == "*" {
+        return Some((0..0, total));
+    }
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let end = last.checked_add(1)?;
+    (first < end && total.is_none_or(|total| end <= total)).then_some((first..end, total))
+}
+
+/// Retry-After in seconds, or as an HTTP date counted from the answer's own Date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = http_date(value)?;
+    let now = http_date(headers.get(header::DATE)?.to_str().ok()?)?;
+    u64::try_from((until - now).whole_seconds()).ok().map(Duration::from_secs)
+}
+
+fn http_date(text: &str) -> Option<time::PrimitiveDateTime> {
+    let format = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    time::PrimitiveDateTime::parse(text, format).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn a_content_range_is_taken_only_if_it_makes_sense() {
+        let parsed = |value| content_range(&with("content-range", value));
+        assert_eq!(parsed("bytes 0-99/1234"), Some((0..100, Some(1234))));
+        assert_eq!(parsed("bytes */0"), Some((0..0, Some(0))));
+        assert_eq!(parsed("bytes 5-5/*"), Some((5..6, None)));
+        for bad in [
+            "bytes 5-4/10",
+            "bytes 0-10/10",
+            "items 0-1/2",
+            "bytes 0-1",
+            "bytes -1/2",
+            "bytes 0-18446744073709551615/*",
+        ] {
+            assert_eq!(parsed(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_retry_after_date_counts_from_the_origins_own_clock() {
+        let mut headers = with("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT");
+        assert_eq!(retry_after(&headers), None);
+        headers.extend(with("date", "Wed, 21 Oct 2026 07:28:00 GMT"));
+        assert_eq!(retry_after(&headers), Some(Duration::from_secs(30)));
+        assert_eq!(retry_after(&with("retry-after", "7")), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn neither_labels_nor_debug_output_hold_a_secret() {
+        let url = Url::parse("https://user:hunter2@cdn.example/a/b?Signature=hunter2#hunter2").unwrap();
+        let request = OriginRequest::new(url, vec![("Authorization".into(), b"Bearer hunter2".to_vec())]);
+        assert!(!format!("{request:?} {}", request.label()).contains("hunter2"));
+    }
+
+    #[test]
+    fn what_belongs_to_one_connection_or_to_the_clients_range_is_not_passed_on() {
+        let pairs = [
+            ("Connection", "keep-alive, X-Mine"),
+            ("X-Mine", "1"),
+            ("Range", "bytes=5-"),
+            ("Cookie", "a=b"),
+            ("host", "x"),
+        ];
+        let headers: Vec<_> =
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+        let sent = for_bytes(&headers, Some(&(0..1)));
+        let names: Vec<_> = sent.keys().map(HeaderName::as_str).collect();
+        assert_eq!((sent.len(), sent["range"].to_str().unwrap()), (3, "bytes=0-0"), "{names:?}");
+        assert_eq!(sent["cookie"], "a=b");
+    }
+}

@@ -1,0 +1,216 @@
+//! The binary as a person meets it: output, messages and exit codes.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
+
+use std::{
+    net::SocketAddr,
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+};
+
+use pondhawk::{
+    admin::{Admin, Control, Interception, Removal, Status, StoreStatus, Task},
+    config::Config,
+    metrics::{Metrics, Totals},
+    task::TaskId,
+};
+
+struct Wax(Mutex<Vec<Task>>);
+
+impl Control for Wax {
+    fn tasks(&self) -> Vec<Task> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn remove(&self, id: &TaskId) -> Removal {
+        let mut tasks = self.0.lock().unwrap();
+        match tasks.iter().position(|task| task.id == id.to_string()) {
+            None => Removal::Unknown,
+            Some(at) if tasks[at].in_use => Removal::InUse,
+            Some(at) => {
+                tasks.remove(at);
+                Removal::Removed
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: "1.2.3".into(),
+            uptime_seconds: 7200,
+            store: StoreStatus { dir: "/pond".into(), tasks: 2, bytes: 3 << 30, quota: 10 << 30 },
+            totals: Totals { requests: 4, hits: 3, misses: 1, ..Totals::default() },
+            interception: Interception { why_off: Some("CAP_BPF is missing".into()), ..Interception::default() },
+            ..Status::default()
+        }
+    }
+
+    fn unready(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+fn task(digit: char, label: &str, in_use: bool) -> Task {
+    Task {
+        id: digit.to_string().repeat(64),
+        label: label.into(),
+        bytes: 5 << 30,
+        held_bytes: 5 << 30,
+        pieces: 1000,
+        held_pieces: 1000,
+        verdict: "verified".into(),
+        in_use,
+        created_unix: 1,
+        used_unix: u64::from(digit),
+    }
+}
+
+struct Node {
+    address: SocketAddr,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn node(tasks: Vec<Task>) -> Node {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let admin = runtime.block_on(Admin::bind("127.0.0.1:0".parse().unwrap())).unwrap();
+    let address = admin.address();
+    runtime.spawn(admin.serve(Metrics::new(), Arc::new(Wax(Mutex::new(tasks)))));
+    Node { address, _runtime: runtime }
+}
+
+fn pondhawk(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pondhawk"));
+    let Output { status, stdout, stderr } =
+        command.args(arguments).env_clear().envs(environment.iter().copied()).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+impl Node {
+    fn ask(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        pondhawk(arguments, &[("PONDHAWK_ADMIN", &self.address.to_string())])
+    }
+}
+
+#[test]
+fn the_example_passes_the_check_and_shows_as_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pond.yaml");
+    let (code, example, _) = pondhawk(&["config", "--example"], &[]);
+    assert_eq!(code, Some(0));
+    std::fs::write(&file, &example).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(pondhawk(&["config", "--check", file], &[]), (Some(0), format!("{file}: ok\n"), String::new()));
+    let (code, shown, _) = pondhawk(&["config", "--show", "--config", file], &[]);
+    assert_eq!((code, shown), (Some(0), Config::default().to_yaml()));
+}
+
+#[test]
+fn a_wrong_file_is_refused_by_check_and_up_with_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pond.yaml");
+    std::fs::write(&file, "store:\n  qouta: 1GiB\n").unwrap();
+    let file = file.to_str().unwrap();
+    let message = format!("pondhawk: {file}:2:3: unknown key `qouta`; did you mean `quota`?\n");
+    assert_eq!(pondhawk(&["config", "--check", file], &[]), (Some(1), String::new(), message.clone()));
+    assert_eq!(pondhawk(&["up", "--config", file], &[]), (Some(1), String::new(), message));
+    let (code, _, message) = pondhawk(&["up", "--config", "/nowhere/pond.yaml"], &[]);
+    assert_eq!((code, message.contains("/nowhere/pond.yaml: No such file")), (Some(1), true), "{message}");
+}
+
+#[test]
+fn flags_win_over_the_environment() {
+    let variables = [("PONDHAWK_STORE__QUOTA", "2GiB"), ("PONDHAWK_SHARDS", "3"), ("PONDHAWK_STROE__QUOTA", "1")];
+    let (code, shown, warning) = pondhawk(&["config", "--show", "--set", "store.quota=3GiB"], &variables);
+    let config = Config::parse(&shown, "shown".as_ref()).unwrap();
+    assert_eq!((code, config.shards, config.store.quota.to_string()), (Some(0), 3, "3GiB".into()));
+    assert!(warning.contains("PONDHAWK_STROE__QUOTA"), "{warning}");
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for arguments in
+        [&[][..], &["fly"], &["config"], &["config", "--example", "--show"], &["rm"], &["rm", "--all", "aa"]]
+    {
+        assert_eq!(pondhawk(arguments, &[]).0, Some(2), "{arguments:?}");
+    }
+    let (code, version, _) = pondhawk(&["--version"], &[]);
+    assert_eq!((code, version), (Some(0), concat!("pondhawk ", env!("CARGO_PKG_VERSION"), "\n").to_owned()));
+}
+
+#[test]
+fn without_a_node_the_exit_code_is_3_and_the_message_says_what_to_do() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for command in [&["ls"][..], &["status"], &["rm", "--all"]] {
+        let (code, out, message) = pondhawk(&[command, &["--admin", &free]].concat(), &[]);
+        assert_eq!((code, out.as_str()), (Some(3), ""), "{command:?}");
+        assert!(message.contains("no node answers") && message.contains("pondhawk up"), "{message}");
+    }
+}
+
+#[test]
+fn something_else_on_the_port_is_called_so() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let stranger = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut socket, _) = listener.accept().unwrap();
+        let _ = socket.read(&mut [0; 1024]).unwrap();
+        socket.write_all(b"SSH-2.0-OpenSSH\r\n").unwrap();
+    });
+    let (code, _, message) = pondhawk(&["status", "--admin", &address], &[]);
+    stranger.join().unwrap();
+    assert_eq!((code, message.contains("is no pondhawk node")), (Some(1), true), "{message}");
+}
+
+#[test]
+fn tasks_are_listed_the_last_used_first() {
+    let node = node(vec![task('a', "one.example/x", false), task('b', "two.example/\u{1b}[2J", true)]);
+    let (code, table, _) = node.ask(&["ls"]);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!((code, lines.len()), (Some(0), 4), "{table}");
+    assert!(lines[1].starts_with("bbbbbbbbbbbb  5.0 GiB  100%  in use"), "{table}");
+    assert!(
+        lines[2].starts_with("aaaaaaaaaaaa") && lines[2].contains("verified") && lines[2].ends_with("one.example/x")
+    );
+    assert!(!table.contains('\u{1b}'));
+    assert_eq!(lines[3], "2 tasks, 10.0 GiB");
+    let (_, json, _) = node.ask(&["ls", "--json"]);
+    assert_eq!(serde_json::from_str::<Vec<Task>>(&json).unwrap().len(), 2);
+}
+
+#[test]
+fn tasks_are_removed_by_their_first_digits_and_those_in_use_stay() {
+    let node = node(vec![task('a', "a", false), task('b', "b", true), task('c', "c", false)]);
+    let removed = format!("removed {}\n", "a".repeat(64));
+    assert_eq!(node.ask(&["rm", "aaaaaaaaaaaa"]), (Some(0), removed, String::new()));
+    let (code, _, message) = node.ask(&["rm", "aaaaaaaaaaaa"]);
+    assert_eq!((code, message.as_str()), (Some(1), "pondhawk: no task begins with aaaaaaaaaaaa\n"));
+    assert_eq!(node.ask(&["rm", "abc"]).0, Some(1));
+    let (code, done, message) = node.ask(&["rm", "--all"]);
+    assert_eq!((code, done), (Some(1), format!("removed {}\n", "c".repeat(64))));
+    assert_eq!(message, "pondhawk: 1 of 2 tasks are in use and stay\n");
+}
+
+#[test]
+fn the_status_says_why_nothing_is_intercepted() {
+    let node = node(Vec::new());
+    let (code, text, _) = node.ask(&["status"]);
+    assert_eq!(code, Some(0));
+    assert!(text.contains("interception  off: CAP_BPF is missing\n"), "{text}");
+    assert!(text.contains("store         2 tasks, 3.0 GiB of 10.0 GiB in /pond\n"), "{text}");
+    assert!(text.contains("hit ratio     75%\n"), "{text}");
+    let (_, json, _) = node.ask(&["status", "--json"]);
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap().version, "1.2.3");
+}
+
+#[test]
+fn a_node_that_cannot_start_says_so_and_logs_in_the_form_asked_for() {
+    let settings = ["--set", "intercept.enabled=off", "--set", "data_dir=/proc/nowhere", "--set", "log.format=json"];
+    let ports = ["--set", "listen.proxy=127.0.0.1:0", "--set", "listen.admin=off"];
+    let (code, out, log) = pondhawk(&[&["up"][..], &settings, &ports].concat(), &[("PONDHAWK_STROE__QUOTA", "1GiB")]);
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{log}");
+    let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!(first["level"], "WARN");
+    assert!(first["message"].as_str().unwrap().contains("PONDHAWK_STROE__QUOTA"), "{log}");
+    assert!(log.lines().last().unwrap().starts_with("pondhawk: "), "{log}");
+}

@@ -1,0 +1,544 @@
+//! The eBPF programs at work: real connections of real processes, in namespaces and a cgroup of the test's own.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+#[path = "intercept/lab.rs"]
+mod lab;
+
+use std::{
+    env, fs,
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{CDN_V4, CDN_V6, LONG, Lab, MARK, NODE_V4, NODE_V6, Node, caught, in_lab, record, serve_dns, serve_dns_with};
+use pondhawk::intercept::{Interceptor, Mode, Options, Source};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+const ORIGIN: &str = "origin";
+const A: u16 = 1;
+const CNAME: u16 = 5;
+const AAAA: u16 = 28;
+const OPT: u16 = 41;
+
+fn cdn_v4() -> SocketAddr {
+    (CDN_V4, 443).into()
+}
+
+fn cdn_v6() -> SocketAddr {
+    (CDN_V6, 443).into()
+}
+
+fn learn_cdn(node: &Node) {
+    node.interceptor.learn(CDN_V4.into(), LONG);
+    node.interceptor.learn(CDN_V6.into(), LONG);
+}
+
+#[test]
+fn a_learnt_destination_is_redirected_and_its_original_is_known_once() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        assert_eq!(lab.client(&CDN_V6, &[]), caught(cdn_v6()));
+        assert_eq!(lab.client(&format!("::ffff:{CDN_V4}"), &[]), caught(cdn_v4()), "v4-mapped");
+        let source = node.last_flow().source;
+        assert_eq!(source.uid, 0);
+        let name = lab.cgroup.file_name().unwrap();
+        assert_eq!(source.cgroup().unwrap().file_name().unwrap(), name);
+        assert!(source.to_string().starts_with(&format!("cgroup /{}, uid 0", name.display())));
+        let counts = ["redirected_v4", "redirected_v6", "flow_established", "flow_lost"].map(|name| node.count(name));
+        assert_eq!(counts, [2, 1, 3, 0]);
+    });
+}
+
+/// Opens argv[2] connections to argv[1] before it reads from any; prints how many were told the same thing, and it.
+const CONNECT_AT_ONCE: &str = r"
+import collections, socket, sys
+sockets = [socket.socket() for _ in range(int(sys.argv[2]))]
+for s in sockets:
+    s.setblocking(False)
+    s.connect_ex((sys.argv[1], 443))
+told = collections.Counter()
+for s in sockets:
+    s.settimeout(20)
+    told[s.makefile().readline().strip()] += 1
+print(*(f'{count} {line}' for line, count in told.items()), sep='; ')
+";
+
+#[test]
+fn of_many_connections_at_once_each_has_its_flow() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        learn_cdn(&node);
+        let told = lab.run(&[], CONNECT_AT_ONCE, &[&CDN_V4.to_string(), "200"]);
+        assert_eq!(told, format!("200 {}", caught(cdn_v4())));
+        assert_eq!(node.count("flow_lost"), 0);
+    });
+}
+
+#[test]
+fn a_flow_that_nobody_redirected_is_unknown() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        let client: SocketAddr = "10.99.0.2:40000".parse().unwrap();
+        assert_eq!(node.interceptor.original(client, cdn_v4()), None);
+    });
+}
+
+#[test]
+fn mode_dns_leaves_unknown_and_expired_destinations_alone() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        node.interceptor.learn(CDN_V4.into(), Duration::ZERO);
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        assert!(node.interceptor.learnt().is_empty());
+        assert_eq!(node.count("unknown_destination"), 2);
+        learn_cdn(&node);
+        node.interceptor.learn(CDN_V4.into(), Duration::ZERO);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()), "a shorter time does not replace a longer one");
+    });
+}
+
+#[test]
+fn mode_all_redirects_what_nobody_learnt() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.mode = Mode::All);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        assert_eq!(lab.client(&CDN_V6, &[]), caught(cdn_v6()));
+        assert_eq!(node.count("unknown_destination"), 0);
+    });
+}
+
+#[test]
+fn without_a_fresh_heartbeat_connections_go_direct() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.max_silence = Duration::from_millis(1));
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN, "a new process takes longer than a millisecond");
+        assert_eq!(lab.client(&CDN_V6, &[]), ORIGIN);
+        assert_eq!(node.count("stale_heartbeat"), 2);
+    });
+}
+
+#[test]
+fn a_dropped_interceptor_leaves_nothing_behind() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        drop(node.interceptor);
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+    });
+}
+
+/// The process that the next test kills: attaches to the cgroup of its environment and beats. On its own it does nothing.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "this process has no shards")]
+fn hold_an_interceptor() {
+    let Some(cgroup) = env::var_os("PONDHAWK_TEST_CGROUP") else { return };
+    let port = env::var("PONDHAWK_TEST_PORT").unwrap().parse().unwrap();
+    let max_silence = Duration::from_millis(500);
+    let options = Options { cgroup: Some(cgroup.into()), mode: Mode::All, max_silence, ..lab::options(port) };
+    let interceptor = Interceptor::attach(&options).unwrap();
+    // At most two minutes.
+    for _ in 0..2400 {
+        interceptor.beat();
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Starts [`hold_an_interceptor`] in this thread's network namespace.
+fn holder(lab: &Lab, port: u16) -> Child {
+    Command::new(env::current_exe().unwrap())
+        .args(["--exact", "hold_an_interceptor"])
+        .env("PONDHAWK_TEST_CGROUP", &lab.cgroup)
+        .env("PONDHAWK_TEST_PORT", port.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Connects until the client is told this; half a minute at most.
+fn is_told_in_time(lab: &Lab, told: &str) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(30) {
+        if lab.client(&CDN_V4, &[]) == told {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_killed_or_stopped_process_leaves_connections_alone() {
+    in_lab(|lab| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(b"node\n");
+            }
+        });
+        for signal in [Signal::STOP, Signal::KILL] {
+            let mut process = holder(lab, port);
+            let caught = is_told_in_time(lab, "node");
+            kill_process(Pid::from_child(&process), signal).unwrap();
+            let direct = is_told_in_time(lab, ORIGIN);
+            process.kill().unwrap();
+            process.wait().unwrap();
+            assert!(caught, "never redirected");
+            assert!(direct, "still redirected after {signal:?}");
+        }
+    });
+}
+
+#[test]
+fn the_nodes_own_sockets_are_left_alone() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.mode = Mode::All);
+        assert_eq!(lab.client(&CDN_V4, &[&format!("mark={MARK}")]), ORIGIN);
+        assert_eq!(lab.client(&CDN_V6, &[&format!("mark={MARK}")]), ORIGIN);
+        assert_eq!(node.count("own_mark"), 2);
+        assert_eq!(lab.client(&CDN_V4, &["mark=1"]), caught(cdn_v4()), "another mark is not ours");
+    });
+}
+
+#[test]
+fn a_socket_bound_to_a_device_is_left_alone() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.mode = Mode::All);
+        assert_eq!(lab.client(&CDN_V4, &["device=lo"]), ORIGIN);
+        assert_eq!(node.count("bound_to_device"), 1);
+    });
+}
+
+#[test]
+fn a_socket_bound_to_an_address_is_redirected() {
+    in_lab(|lab| {
+        let node = lab.node(|options| {
+            options.node_v4 = Some(NODE_V4);
+            options.node_v6 = Some(NODE_V6);
+        });
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[&format!("bind={NODE_V4}")]), caught(cdn_v4()));
+        assert_eq!(lab.client(&CDN_V6, &[&format!("bind={NODE_V6}")]), caught(cdn_v6()));
+        assert_eq!(lab.pod_client(&CDN_V4, &["bind=10.99.0.2"]), caught(cdn_v4()));
+        assert_eq!(lab.pod_client(&CDN_V6, &["bind=fd99::2"]), caught(cdn_v6()));
+    });
+}
+
+#[test]
+fn link_local_addresses_are_left_alone() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.mode = Mode::All);
+        assert!(lab.client(&"169.254.1.1", &[]).contains("unreachable"));
+        assert_eq!(node.count("local_scope"), 1);
+    });
+}
+
+/// Runs `go` with these effective capabilities, which are a thread's own.
+fn with_capabilities<T>(effective: CapabilitySet, go: impl FnOnce() -> T) -> T {
+    let all = capabilities(None).unwrap();
+    set_capabilities(None, CapabilitySets { effective, ..all }).unwrap();
+    let result = go();
+    set_capabilities(None, all).unwrap();
+    result
+}
+
+#[test]
+fn two_capabilities_are_enough_and_missing_ones_are_named() {
+    in_lab(|lab| {
+        let both = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+        let node = with_capabilities(both, || lab.node(|_| {}));
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        let refused = |effective| {
+            let attach = || Interceptor::attach(&Options { cgroup: Some(lab.cgroup.clone()), ..lab::options(1) });
+            with_capabilities(effective, attach).err().unwrap().to_string()
+        };
+        assert!(refused(CapabilitySet::empty()).contains("needs CAP_BPF and CAP_NET_ADMIN:"));
+        assert!(refused(CapabilitySet::BPF).contains("needs CAP_NET_ADMIN:"));
+        assert!(refused(CapabilitySet::NET_ADMIN).contains("needs CAP_BPF:"));
+    });
+}
+
+#[test]
+fn a_directory_that_is_no_cgroup_is_refused_by_name() {
+    in_lab(|_| {
+        let refused = |path: &str| {
+            let attached = Interceptor::attach(&Options { cgroup: Some(path.into()), ..lab::options(1) });
+            attached.err().unwrap().to_string()
+        };
+        assert!(refused("/proc").contains("/proc: not a directory of a cgroup2"));
+        assert!(refused("/nonexistent").contains("/nonexistent: No such file"));
+    });
+}
+
+#[test]
+fn a_listener_on_port_443_is_not_redirected_to_itself() {
+    in_lab(|lab| {
+        let node = lab.node(|options| {
+            options.mode = Mode::All;
+            options.port = 443;
+            options.node_v4 = Some(CDN_V4);
+        });
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        assert_eq!(node.count("loop_guard"), 1);
+    });
+}
+
+#[test]
+fn a_bypassed_source_goes_direct_until_its_time_is_over() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        let source = node.last_flow().source;
+        node.interceptor.bypass(&source, LONG);
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        assert_eq!(lab.client(&CDN_V6, &[]), ORIGIN);
+        assert_eq!(node.count("bypassed"), 2);
+        assert_eq!(lab.client(&CDN_V4, &["uid=65534"]), caught(cdn_v4()), "another user of the same cgroup");
+        let listed: Vec<Source> = node.interceptor.bypassed().into_iter().map(|(source, _)| source).collect();
+        assert_eq!(listed, [source]);
+        node.interceptor.bypass(&source, Duration::ZERO);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+    });
+}
+
+#[test]
+fn clients_in_another_network_namespace_are_sent_to_the_nodes_address() {
+    in_lab(|lab| {
+        let node = lab.node(|options| {
+            options.node_v4 = Some(NODE_V4);
+            options.node_v6 = Some(NODE_V6);
+        });
+        learn_cdn(&node);
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), caught(cdn_v4()));
+        let pod = node.last_flow().source;
+        assert_eq!(lab.pod_client(&CDN_V6, &[]), caught(cdn_v6()));
+        assert_eq!(lab.pod_client(&format!("::ffff:{CDN_V4}"), &[]), caught(cdn_v4()), "v4-mapped");
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        let host = node.last_flow().source;
+        assert_eq!(pod.cgroup_id, host.cgroup_id);
+        assert_ne!(pod.netns_cookie, host.netns_cookie);
+    });
+}
+
+#[test]
+fn without_a_node_address_other_network_namespaces_go_direct() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.node_v4 = Some(NODE_V4));
+        learn_cdn(&node);
+        assert_eq!(lab.pod_client(&CDN_V6, &[]), ORIGIN);
+        assert_eq!(node.count("no_node_address"), 1);
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), caught(cdn_v4()), "the other family has one");
+    });
+}
+
+#[test]
+fn the_loopback_of_another_network_namespace_is_its_own() {
+    in_lab(|lab| {
+        let node = lab.node(|options| {
+            options.mode = Mode::All;
+            options.node_v4 = Some(NODE_V4);
+        });
+        assert!(lab.pod_client(&"127.0.0.1", &[]).contains("Connection refused"));
+        assert_eq!(node.count("local_scope"), 1);
+    });
+}
+
+/// `name` in wire form.
+fn wire(name: &str) -> Vec<u8> {
+    name.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).chain([0]).collect()
+}
+
+/// The address record that a question asks for, at `owner`.
+fn cdn_record(question: &[u8], owner: &[u8]) -> Vec<u8> {
+    if question.ends_with(&[0, 28, 0, 1]) {
+        record(owner, AAAA, &CDN_V6.octets())
+    } else {
+        record(owner, A, &CDN_V4.octets())
+    }
+}
+
+/// Answers everything by way of two CNAMEs, as content networks do.
+fn answer_by_cnames(question: &[u8]) -> Vec<Vec<u8>> {
+    let (first, second) = (wire("d1.cdn.example"), wire("edge.example.net"));
+    vec![
+        record(&[0xc0, 12], CNAME, &first),
+        record(&first, CNAME, &second),
+        cdn_record(question, &second),
+        record(&[0], OPT, &[]),
+    ]
+}
+
+fn learnt(node: &Node) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = node.interceptor.learnt().into_iter().map(|(address, _)| address).collect();
+    addresses.sort();
+    addresses
+}
+
+#[test]
+fn a_dns_answer_teaches_the_destination() {
+    in_lab(|lab| {
+        serve_dns(CDN_V4.into(), answer_by_cnames);
+        let node = lab.node(|_| {});
+        let told = lab.resolving_client(CDN_V4.into(), "CDN-lfs.HF.test", &["family=4"]);
+        assert_eq!(told, caught(cdn_v4()));
+        assert_eq!(learnt(&node), [IpAddr::from(CDN_V4)]);
+        let left = node.interceptor.learnt()[0].1;
+        assert!(left > Duration::from_secs(60), "a short TTL is stretched: {left:?}");
+        assert_eq!(
+            lab.resolving_client(CDN_V4.into(), "hf.test", &["family=6"]),
+            caught(cdn_v6()),
+            "the suffix itself"
+        );
+        assert_eq!(node.count("dns_learnt"), 2);
+        assert_eq!(node.count("dns_malformed"), 0);
+    });
+}
+
+#[test]
+fn a_dns_answer_over_ipv6_teaches_as_well() {
+    in_lab(|lab| {
+        serve_dns(CDN_V6.into(), answer_by_cnames);
+        let node = lab.node(|_| {});
+        assert_eq!(lab.resolving_client(CDN_V6.into(), "a.b.c.hf.test", &["family=6"]), caught(cdn_v6()));
+        assert_eq!(learnt(&node), [IpAddr::from(CDN_V6)]);
+    });
+}
+
+#[test]
+fn dns_answers_for_other_names_teach_nothing() {
+    in_lab(|lab| {
+        serve_dns(CDN_V4.into(), answer_by_cnames);
+        let node = lab.node(|_| {});
+        for name in ["example.com", "nothf.test", "hf.test.example.com", "test"] {
+            assert_eq!(lab.resolving_client(CDN_V4.into(), name, &["family=4"]), ORIGIN, "{name}");
+        }
+        assert!(learnt(&node).is_empty());
+    });
+}
+
+/// A client that sends a question for hf.test to argv[1] and waits for the answer, whatever it is.
+const ASK: &str = r"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(10)
+s.sendto(bytes.fromhex('00010100000100000000000002686604746573740000010001'), (sys.argv[1], 53))
+print(len(s.recv(2000)))
+";
+
+fn ask(lab: &Lab, server: Ipv4Addr) {
+    let told = lab.run(&[], ASK, &[&server.to_string()]);
+    assert!(told.parse::<usize>().is_ok(), "{told}");
+}
+
+#[test]
+fn what_is_no_successful_dns_answer_teaches_nothing() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        // NXDOMAIN; a query.
+        for (last, flags) in [(1, [0x81, 0x83]), (2, [0x01, 0x00])] {
+            let server = Ipv4Addr::new(127, 0, 0, last);
+            serve_dns_with(server.into(), flags, answer_by_cnames);
+            ask(lab, server);
+            assert_eq!(learnt(&node), [] as [IpAddr; 0], "flags {flags:x?}");
+        }
+    });
+}
+
+#[test]
+fn a_malformed_dns_answer_is_delivered_and_teaches_what_comes_before() {
+    in_lab(|lab| {
+        let lie = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0xff, 0xff][..], &[9; 4]].concat();
+        serve_dns(CDN_V4.into(), move |question| {
+            vec![cdn_record(question, &[0xc0, 12]), lie.clone(), cdn_record(question, &[0xc0, 12])]
+        });
+        let node = lab.node(|_| {});
+        ask(lab, CDN_V4);
+        assert_eq!(node.count("dns_malformed"), 1);
+        assert_eq!(learnt(&node), [IpAddr::from(CDN_V4)]);
+    });
+}
+
+#[test]
+fn a_dns_answer_with_many_records_is_read_up_to_the_bound() {
+    in_lab(|lab| {
+        let address = |last| Ipv4Addr::new(198, 51, 100, last);
+        serve_dns(CDN_V4.into(), move |_| (0..40).map(|n| record(&[0xc0, 12], A, &address(n).octets())).collect());
+        let node = lab.node(|_| {});
+        ask(lab, CDN_V4);
+        let first: Vec<IpAddr> = (0..24).map(|last| address(last).into()).collect();
+        assert_eq!(learnt(&node), first);
+        assert_eq!(node.count("dns_malformed"), 0);
+    });
+}
+
+/// Connects `count` times to argv[1], port argv[2], and closes at once.
+const CONNECT_OFTEN: &str = r"
+import socket, sys
+address = (sys.argv[1], int(sys.argv[2]))
+for _ in range(int(sys.argv[3])):
+    s = socket.socket()
+    s.connect_ex(address)
+    s.close()
+";
+
+// enum bpf_prog_type
+const CGROUP_SKB: u64 = 8;
+const SOCK_OPS: u64 = 13;
+const CGROUP_SOCK_ADDR: u64 = 18;
+
+/// One number of what proc(5) tells about each of this process's eBPF programs of one type.
+fn program_info(kind: u64, name: &str) -> Vec<u64> {
+    let entries = fs::read_dir("/proc/self/fdinfo").unwrap().filter_map(Result::ok);
+    let infos = entries.map(|entry| fs::read_to_string(entry.path()).unwrap_or_default());
+    let field = |info: &str, name| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    infos.filter(|info| field(info, "prog_type:") == Some(kind)).filter_map(|info| field(&info, name)).collect()
+}
+
+/// (nanoseconds, runs) of the programs of one type.
+fn run_time(kind: u64) -> (u64, u64) {
+    let sum = |name| program_info(kind, name).iter().sum();
+    (sum("run_time_ns:"), sum("run_cnt:"))
+}
+
+fn most_verified(kind: u64) -> u64 {
+    program_info(kind, "verified_insns:").into_iter().max().unwrap()
+}
+
+/// Prints what one kind of program costs while a client connects `count` times.
+fn measure(lab: &Lab, what: &str, kind: u64, port: u16, count: u64) {
+    let before = run_time(kind);
+    lab.run(&[], CONNECT_OFTEN, &[&NODE_V4.to_string(), &port.to_string(), &count.to_string()]);
+    let after = run_time(kind);
+    let (time, runs) = (after.0 - before.0, after.1 - before.1);
+    assert!(runs >= count, "{runs} runs");
+    eprintln!("{what}: {} ns a run, {runs} runs", time / runs);
+}
+
+#[test]
+fn the_programs_run_as_often_as_there_are_connects_and_tell_their_time() {
+    in_lab(|lab| {
+        let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
+        let node = lab.node(|_| {});
+        measure(lab, "connect4, not port 443", CGROUP_SOCK_ADDR, 81, 20_000);
+        measure(lab, "connect4, port 443, not learnt", CGROUP_SOCK_ADDR, 443, 20_000);
+        assert_eq!(node.count("unknown_destination"), 20_000);
+        measure(lab, "ingress, not DNS", CGROUP_SKB, 81, 20_000);
+        node.interceptor.learn(NODE_V4.into(), LONG);
+        measure(lab, "connect4, port 443, redirected", CGROUP_SOCK_ADDR, 443, 100);
+        measure(lab, "sock_ops, redirected", SOCK_OPS, 443, 100);
+        for kind in [CGROUP_SOCK_ADDR, SOCK_OPS, CGROUP_SKB] {
+            eprintln!("program type {kind}: {} instructions verified at most", most_verified(kind));
+        }
+    });
+}
