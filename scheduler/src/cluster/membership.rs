@@ -1,0 +1,127 @@
+//! Who is in the cluster [pure].
+
+use core::net::SocketAddr;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A peer's place in the cluster's tables. Kept over reconnections of the same name, reused after its expiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+/// What a peer says of itself in Hello.
+#[derive(Clone, Debug)]
+pub struct PeerInfo {
+    /// Unique in the cluster.
+    pub name: Arc<str>,
+    /// QUIC endpoint.
+    pub address: SocketAddr,
+    /// Key and value of each label.
+    pub labels: Vec<(String, String)>,
+    /// Preferred as a parent.
+    pub seed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) info: PeerInfo,
+    /// Groups it belongs to, coarse to fine.
+    pub(super) groups: Box<[u32]>,
+    /// Task to this peer's place in the task's entries.
+    pub(super) tasks: HashMap<u32, u32>,
+    pub(super) connected: bool,
+    pub(super) uploads: u32,
+    pub(super) banned_until: Option<Duration>,
+    /// Who blamed it lately.
+    pub(super) accusers: Vec<(u32, Duration)>,
+    /// Whom it blamed lately: not linked with again for a while.
+    pub(super) accused: Vec<(u32, Duration)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    slots: Vec<Option<Member>>,
+    free: Vec<u32>,
+    by_name: HashMap<Arc<str>, u32>,
+    groups: HashMap<(u32, String), u32>,
+}
+
+impl Members {
+    /// Enters a peer, or takes a known name up again; `keys` are the label keys that count, coarse to fine.
+    pub(super) fn enter(&mut self, info: PeerInfo, keys: &[String]) -> u32 {
+        let groups = self.groups_of(&info, keys);
+        if let Some(&slot) = self.by_name.get(&info.name)
+            && let Some(member) = self.slots[slot as usize].as_mut()
+        {
+            member.info = info;
+            member.groups = groups;
+            member.connected = true;
+            return slot;
+        }
+        let name = Arc::clone(&info.name);
+        let member = Member {
+            info,
+            groups,
+            tasks: HashMap::new(),
+            connected: true,
+            uploads: 0,
+            banned_until: None,
+            accusers: Vec::new(),
+            accused: Vec::new(),
+        };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 peers")
+        });
+        self.slots[slot as usize] = Some(member);
+        self.by_name.insert(name, slot);
+        slot
+    }
+
+    pub(super) fn leave(&mut self, slot: u32) {
+        if let Some(member) = self.slots.get_mut(slot as usize).and_then(Option::take) {
+            self.by_name.remove(&member.info.name);
+            self.free.push(slot);
+        }
+    }
+
+    pub(super) fn get(&self, slot: u32) -> Option<&Member> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Member> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Member)> {
+        (0u32..).zip(&self.slots).filter_map(|(slot, member)| Some((slot, member.as_ref()?)))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// How many groups two peers share.
+    pub(super) fn nearness(&self, a: u32, b: u32) -> u32 {
+        let (Some(a), Some(b)) = (self.get(a), self.get(b)) else { return 0 };
+        let shared = a.groups.iter().zip(&b.groups).take_while(|(a, b)| a == b).count();
+        u32::try_from(shared).unwrap_or(0)
+    }
+
+    /// A group is a label within the group before it: racks of the same name in two zones are different.
+    fn groups_of(&mut self, info: &PeerInfo, keys: &[String]) -> Box<[u32]> {
+        let mut within = 0;
+        let mut groups = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some((_, value)) = info.labels.iter().find(|(name, _)| name == key) else { break };
+            let next = u32::try_from(self.groups.len() + 1).expect("bounded by peers and labels");
+            within = *self.groups.entry((within, value.clone())).or_insert(next);
+            groups.push(within);
+        }
+        groups.into()
+    }
+}

@@ -1,0 +1,205 @@
+//! Sets of pieces: bitmaps worked on by words, and ordered free runs [pure].
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// How many pieces a task of `len` bytes has: the peers' `task::Layout`, which a test there compares with this.
+/// `None` past 64 TiB.
+pub fn pieces_of(len: u64) -> Option<u32> {
+    if len > 64 << 40 {
+        return None;
+    }
+    let piece_len = (len / 1_000).clamp(1 << 20, 16 << 20).next_power_of_two().min(16 << 20);
+    u32::try_from(len.div_ceil(piece_len)).ok()
+}
+
+/// A bitmap that takes no memory while empty.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bits(Box<[u64]>);
+
+impl Bits {
+    /// Sets a run; returns how many were not set before. `pieces` sizes the map at its first use.
+    pub(super) fn set(&mut self, run: Range<u32>, pieces: u32) -> u32 {
+        if self.0.is_empty() {
+            self.0 = vec![0; pieces.div_ceil(64) as usize].into();
+        }
+        let mut fresh = 0;
+        for (index, mask) in words(run) {
+            if let Some(word) = self.0.get_mut(index) {
+                fresh += (mask & !*word).count_ones();
+                *word |= mask;
+            }
+        }
+        fresh
+    }
+
+    /// Clears a run; returns how many were set.
+    pub(super) fn clear(&mut self, run: Range<u32>) -> u32 {
+        let mut gone = 0;
+        for (index, mask) in words(run) {
+            if let Some(word) = self.0.get_mut(index) {
+                gone += (mask & *word).count_ones();
+                *word &= !mask;
+            }
+        }
+        gone
+    }
+
+    pub(super) fn count(&self, run: Range<u32>) -> u32 {
+        words(run).map(|(index, mask)| self.0.get(index).map_or(0, |word| (word & mask).count_ones())).sum()
+    }
+
+    pub(super) fn has(&self, piece: u32) -> bool {
+        self.0.get(piece as usize / 64).is_some_and(|word| word >> (piece % 64) & 1 == 1)
+    }
+
+    /// The runs within `within` that are set (or, with `set` false, that are not).
+    pub(super) fn runs(&self, within: Range<u32>, set: bool) -> Vec<Range<u32>> {
+        let mut runs = Vec::new();
+        let mut at = within.start;
+        while at < within.end {
+            let start = self.next(at, within.end, set);
+            if start >= within.end {
+                break;
+            }
+            at = self.next(start, within.end, !set);
+            runs.push(start..at);
+        }
+        runs
+    }
+
+    /// The first piece past the last one set in `run`; its start where none is.
+    pub(super) fn after_last(&self, run: Range<u32>) -> u32 {
+        self.runs(run.clone(), true).last().map_or(run.start, |last| last.end)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.0.len() * 8
+    }
+
+    fn next(&self, from: u32, end: u32, set: bool) -> u32 {
+        let mut at = from;
+        while at < end {
+            let word = self.0.get(at as usize / 64).copied().unwrap_or(0);
+            let word = if set { word } else { !word } >> (at % 64);
+            if word != 0 {
+                return (at + word.trailing_zeros()).min(end);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        end
+    }
+}
+
+fn words(run: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
+    let last = run.end.div_ceil(64);
+    let first = if run.is_empty() { last } else { run.start / 64 };
+    (first..last).map(move |word| {
+        let base = word * 64;
+        let low = run.start.saturating_sub(base);
+        let high = (run.end - base).min(64);
+        let mask = (u64::MAX >> (64 - (high - low))) << low;
+        (word as usize, mask)
+    })
+}
+
+/// Pieces that are neither held nor leased, as disjoint runs that do not touch.
+#[derive(Debug, Default)]
+pub(super) struct FreeRuns {
+    runs: BTreeMap<u32, u32>,
+    total: u32,
+}
+
+impl FreeRuns {
+    pub(super) fn total(&self) -> u32 {
+        self.total
+    }
+
+    pub(super) fn add(&mut self, run: Range<u32>) {
+        if run.is_empty() {
+            return;
+        }
+        self.remove(run.clone());
+        self.total += run.end - run.start;
+        let (mut start, mut end) = (run.start, run.end);
+        if let Some((&before, &before_end)) = self.runs.range(..start).next_back()
+            && before_end == start
+        {
+            start = before;
+        }
+        if let Some(after_end) = self.runs.remove(&end) {
+            end = after_end;
+        }
+        self.runs.insert(start, end);
+    }
+
+    pub(super) fn remove(&mut self, run: Range<u32>) {
+        if run.is_empty() {
+            return;
+        }
+        while let Some((&start, &end)) = self.runs.range(..run.end).next_back().filter(|&(_, &end)| end > run.start) {
+            self.runs.remove(&start);
+            self.total -= end.min(run.end) - start.max(run.start);
+            if end > run.end {
+                self.runs.insert(run.end, end);
+            }
+            if start < run.start {
+                self.runs.insert(start, run.start);
+            }
+        }
+    }
+
+    /// Takes up to `most` pieces from the lowest run.
+    pub(super) fn take(&mut self, most: u32) -> Option<Range<u32>> {
+        let (start, end) = self.runs.pop_first()?;
+        let cut = end.min(start.saturating_add(most.max(1)));
+        if cut < end {
+            self.runs.insert(cut, end);
+        }
+        self.total -= cut - start;
+        Some(start..cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn bits_and_free_runs_agree_with_a_set(ops in proptest::collection::vec((0u32..200, 0u32..80, 0u8..3), 1..60)) {
+            let (mut bits, mut free) = (Bits::default(), FreeRuns::default());
+            let mut set = std::collections::BTreeSet::new();
+            for (start, len, op) in ops {
+                let run = start..(start + len).min(256);
+                let before = set.len();
+                match op {
+                    0 => {
+                        set.extend(run.clone());
+                        assert_eq!(bits.set(run.clone(), 256) as usize, set.len() - before);
+                        free.add(run);
+                    }
+                    1 => {
+                        set.retain(|piece| !run.contains(piece));
+                        assert_eq!(bits.clear(run.clone()) as usize, before - set.len());
+                        free.remove(run);
+                    }
+                    _ => {
+                        if let Some(taken) = free.take(len) {
+                            assert_eq!(set.first(), Some(&taken.start));
+                            assert!(taken.clone().all(|piece| set.remove(&piece)));
+                            bits.clear(taken);
+                        }
+                    }
+                }
+                assert_eq!(free.total() as usize, set.len());
+                assert_eq!(bits.count(0..256) as usize, set.len());
+                let listed: Vec<u32> = bits.runs(0..256, true).into_iter().flatten().collect();
+                assert!(listed.iter().eq(set.iter()));
+                let unset: Vec<u32> = bits.runs(0..256, false).into_iter().flatten().collect();
+                assert_eq!(unset.len() + set.len(), 256);
+                assert!(set.iter().all(|&piece| bits.has(piece)));
+            }
+        }
+    }
+}
