@@ -4,7 +4,7 @@
 
 mod support;
 
-use pondhawk_bench::clients::Client;
+use pondhawk_bench::{clients::Client, stage::Download};
 use support::{Site, Through, can_run};
 
 const MIB: u64 = 1 << 20;
@@ -113,6 +113,23 @@ fn a_client_in_another_network_namespace_is_caught_too() {
     assert!((1.0..=1.02).contains(&ratio), "pod and node together had {ratio:.3} files from the origin");
 }
 
+/// One run without a node. A client that this machine stalls for longer than its own patience fails, and no node is there to
+/// ask the hub again for it: the caller gives it a second run.
+fn straight(site: &Site, client: Client) -> Option<Download> {
+    site.stage.hub().reset_stats().unwrap();
+    let recipe = site.stage.recipe(client, &site.wanted).unwrap();
+    match site.stage.download(client, &recipe, &site.stage.lab().node().netns) {
+        Ok(download) => {
+            assert_eq!(download.sha256, site.wanted.sha256, "{} got other bytes", client.name());
+            Some(download)
+        }
+        Err(error) => {
+            eprintln!("{}: {error}", client.name());
+            None
+        }
+    }
+}
+
 /// The control: what the tests above run works against this hub without a node, so that a failure there is the node's.
 #[test]
 fn every_client_downloads_right_bytes_straight_from_the_hub() {
@@ -121,8 +138,8 @@ fn every_client_downloads_right_bytes_straight_from_the_hub() {
     }
     let site = Site::open(Through::Nothing, 64 * MIB);
     for client in Client::ALL {
-        site.stage.hub().reset_stats().unwrap();
-        let download = site.download(client, &site.stage.lab().node().netns);
+        let download = straight(&site, client).or_else(|| straight(&site, client));
+        let download = download.unwrap_or_else(|| panic!("{} does not work with this hub", client.name()));
         let stats = site.stage.hub().stats().unwrap().object("owner/model/model.bin");
         // hf_transfer, aria2c and wget -c are here for their ranges: they must have asked for some.
         let ranged = [Client::HfTransfer, Client::Aria2, Client::Wget].contains(&client);
