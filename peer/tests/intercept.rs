@@ -6,7 +6,7 @@
 mod lab;
 
 use std::{
-    env, fs,
+    env,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
@@ -479,66 +479,5 @@ fn a_dns_answer_with_many_records_is_read_up_to_the_bound() {
         let first: Vec<IpAddr> = (0..24).map(|last| address(last).into()).collect();
         assert_eq!(learnt(&node), first);
         assert_eq!(node.count("dns_malformed"), 0);
-    });
-}
-
-/// Connects `count` times to argv[1], port argv[2], and closes at once.
-const CONNECT_OFTEN: &str = r"
-import socket, sys
-address = (sys.argv[1], int(sys.argv[2]))
-for _ in range(int(sys.argv[3])):
-    s = socket.socket()
-    s.connect_ex(address)
-    s.close()
-";
-
-// enum bpf_prog_type
-const CGROUP_SKB: u64 = 8;
-const SOCK_OPS: u64 = 13;
-const CGROUP_SOCK_ADDR: u64 = 18;
-
-/// One number of what proc(5) tells about each of this process's eBPF programs of one type.
-fn program_info(kind: u64, name: &str) -> Vec<u64> {
-    let entries = fs::read_dir("/proc/self/fdinfo").unwrap().filter_map(Result::ok);
-    let infos = entries.map(|entry| fs::read_to_string(entry.path()).unwrap_or_default());
-    let field = |info: &str, name| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
-    infos.filter(|info| field(info, "prog_type:") == Some(kind)).filter_map(|info| field(&info, name)).collect()
-}
-
-/// (nanoseconds, runs) of the programs of one type.
-fn run_time(kind: u64) -> (u64, u64) {
-    let sum = |name| program_info(kind, name).iter().sum();
-    (sum("run_time_ns:"), sum("run_cnt:"))
-}
-
-fn most_verified(kind: u64) -> u64 {
-    program_info(kind, "verified_insns:").into_iter().max().unwrap()
-}
-
-/// Prints what one kind of program costs while a client connects `count` times.
-fn measure(lab: &Lab, what: &str, kind: u64, port: u16, count: u64) {
-    let before = run_time(kind);
-    lab.run(&[], CONNECT_OFTEN, &[&NODE_V4.to_string(), &port.to_string(), &count.to_string()]);
-    let after = run_time(kind);
-    let (time, runs) = (after.0 - before.0, after.1 - before.1);
-    assert!(runs >= count, "{runs} runs");
-    eprintln!("{what}: {} ns a run, {runs} runs", time / runs);
-}
-
-#[test]
-fn the_programs_run_as_often_as_there_are_connects_and_tell_their_time() {
-    in_lab(|lab| {
-        let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
-        let node = lab.node(|_| {});
-        measure(lab, "connect4, not port 443", CGROUP_SOCK_ADDR, 81, 20_000);
-        measure(lab, "connect4, port 443, not learnt", CGROUP_SOCK_ADDR, 443, 20_000);
-        assert_eq!(node.count("unknown_destination"), 20_000);
-        measure(lab, "ingress, not DNS", CGROUP_SKB, 81, 20_000);
-        node.interceptor.learn(NODE_V4.into(), LONG);
-        measure(lab, "connect4, port 443, redirected", CGROUP_SOCK_ADDR, 443, 100);
-        measure(lab, "sock_ops, redirected", SOCK_OPS, 443, 100);
-        for kind in [CGROUP_SOCK_ADDR, SOCK_OPS, CGROUP_SKB] {
-            eprintln!("program type {kind}: {} instructions verified at most", most_verified(kind));
-        }
     });
 }
