@@ -20,6 +20,7 @@ use crate::swarm::{
     Answer, Origin, OriginError, OriginRequest, Probe,
     retry::{Backoff, Class, Jitter},
 };
+use crate::task::id::is_under;
 
 /// The map of verdicts is cut into this many, each under its own lock.
 const SHARDS: usize = 16;
@@ -103,8 +104,7 @@ impl FromStr for PublicRule {
 impl PublicRule {
     fn covers(&self, url: &Url) -> bool {
         let Some(host) = url.host_str() else { return false };
-        let below = host.strip_suffix(self.host.as_str());
-        below.is_some_and(|rest| rest.is_empty() || rest.ends_with('.')) && url.path().starts_with(&self.path)
+        is_under(host, &self.host) && url.path().starts_with(&self.path)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use crate::{
     authorize::{Allowed, Ground},
     http::{
         cacheable::{self, Asked, Cacheability, Cacheable},
+        connection::unix_now,
         forward::pairs,
         head::RequestHead,
     },
@@ -79,11 +80,12 @@ pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
     if matches!(identity, Identity::Xorb { .. }) {
         return Found::Straight("xorbs are passed through".to_owned());
     }
-    if identity.task_id(None).is_some_and(|id| node.tasks.was_wrong(&id)) && head.get("range").is_some() {
+    // A name without a hash has no id before the origin's answer tells its validator.
+    let id = identity.task_id(None);
+    if head.get("range").is_some() && id.is_some_and(|id| node.tasks.was_wrong(&id)) {
         return Found::Refused("parts of this file that were sent before were wrong: download it anew, and whole");
     }
-    // A name without a hash needs the validator that only the origin's answer has.
-    let held = identity.task_id(None).and_then(|id| node.store.get(&id));
+    let held = id.and_then(|id| node.store.get(&id));
     let allowed = match node.authorizer.authorize(&node.origin, request, held.is_some()).await {
         Ok(allowed) => allowed,
         Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
@@ -119,9 +121,10 @@ async fn begin(
         Ok(described) => described,
         Err(why) => return Found::Straight(why),
     };
+    let told = described.len;
     let held = match held.filter(|held| !dropped_as_wrong(&shard.node, held)) {
         Some(held) => held,
-        None => match make(&shard.node, request, identity, described.clone()).await {
+        None => match make(&shard.node, request, identity, described).await {
             Ok(held) => held,
             Err(Unmade::Straight(why)) => return Found::Straight(why),
             Err(Unmade::Store(error)) => {
@@ -130,8 +133,8 @@ async fn begin(
             }
         },
     };
-    if held.meta.layout.len() != described.len {
-        let (kept, told) = (held.meta.layout.len(), described.len);
+    let kept = held.meta.layout.len();
+    if kept != told {
         tracing::warn!(
             at = request.label(),
             kept,
@@ -156,7 +159,7 @@ async fn begin(
 fn complete(held: Arc<Held>, ground: Ground) -> Source {
     let age = match ground {
         Ground::Asked | Ground::Remembered => 0,
-        Ground::Public | Ground::OriginDown => unix_now().saturating_sub(held.meta.created_unix),
+        Ground::Public | Ground::OriginDown => now_unix().saturating_sub(held.meta.created_unix),
     };
     Source { outcome: Outcome::Hit, age, running: None, _user: held.user(), held }
 }
@@ -198,7 +201,7 @@ async fn make(
         label: id::label(&request.url),
         headers: described.headers,
         etag: described.etag.map(|etag| String::from_utf8_lossy(&etag.to_bytes()).into_owned()),
-        created_unix: unix_now(),
+        created_unix: now_unix(),
     };
     node.store.create(meta).await.map_err(Unmade::Store)
 }
@@ -411,6 +414,6 @@ impl Failure {
     }
 }
 
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+fn now_unix() -> u64 {
+    u64::try_from(unix_now()).unwrap_or(0)
 }

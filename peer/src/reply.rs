@@ -69,7 +69,7 @@ pub async fn from_store(
         Plan::Unsatisfiable => Selection::Unsatisfiable { total: len },
         Plan::Whole | Plan::Part(_) | Plan::Parts(_) => {
             let mut body = Body::new(&exchange, &source, &plan);
-            return match body.first(&plan).await {
+            return match body.first().await {
                 Ok(()) => body.reply(transport, plan).await,
                 // The origin's bytes are not those of the name, or right ones could complete a wrong file.
                 Err(NotReady::Body(error)) if error.is_final(source.held.meta.sha256.is_some()) => {
@@ -125,6 +125,8 @@ struct Body<'a> {
     /// Withheld bytes start here while the verdict is pending.
     limit: u64,
     len: u64,
+    /// What of the file goes out.
+    ranges: Vec<Range<u64>>,
     _reading: Vec<Reading>,
 }
 
@@ -135,17 +137,16 @@ impl<'a> Body<'a> {
         let last_start = ranges.iter().map(|range| range.start).max().unwrap_or(0);
         let limit = len.saturating_sub(limits::WITHHELD_TAIL).max(last_start);
         let reading = ranges.iter().filter_map(|range| source.read(range.clone())).collect();
-        Self { exchange, source, limit, len, _reading: reading }
+        Self { exchange, source, limit, len, ranges, _reading: reading }
     }
 
     /// Waits until the first byte can go, but not past the time at which the client should see a head.
-    async fn first(&mut self, plan: &Plan) -> Result<(), NotReady> {
-        let ranges = ranges(plan, self.len);
+    async fn first(&mut self) -> Result<(), NotReady> {
         let in_tail = |range: &Range<u64>| range.end > self.len.saturating_sub(limits::WITHHELD_TAIL);
-        if ranges.iter().any(in_tail) && self.source.held.verdict() == Verdict::Pending {
+        if self.ranges.iter().any(in_tail) && self.source.held.verdict() == Verdict::Pending {
             self.whole_wanted().await?;
         }
-        let start = ranges.first().map_or(0, |range| range.start);
+        let start = self.ranges.first().map_or(0, |range| range.start);
         if self.len == 0 {
             return Ok(());
         }

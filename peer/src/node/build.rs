@@ -165,7 +165,6 @@ fn start_interception(
 }
 
 fn intercept_options(settings: &config::Intercept, port: u16) -> intercept::Options {
-    let facing = |toward: IpAddr| facing_address(toward);
     intercept::Options {
         cgroup: settings.cgroup.clone(),
         mode: match settings.mode {
@@ -179,11 +178,11 @@ fn intercept_options(settings: &config::Intercept, port: u16) -> intercept::Opti
             .iter()
             .map(|host| host.trim_start_matches("*.").trim_matches('.').to_owned())
             .collect(),
-        node_v4: settings.node_address_v4.or_else(|| match facing(Ipv4Addr::new(192, 0, 2, 1).into()) {
+        node_v4: settings.node_address_v4.or_else(|| match facing_address(Ipv4Addr::new(192, 0, 2, 1).into()) {
             Some(IpAddr::V4(address)) => Some(address),
             _ => None,
         }),
-        node_v6: settings.node_address_v6.or_else(|| match facing("2001:db8::1".parse().ok()?) {
+        node_v6: settings.node_address_v6.or_else(|| match facing_address("2001:db8::1".parse().ok()?) {
             Some(IpAddr::V6(address)) => Some(address),
             _ => None,
         }),
@@ -216,7 +215,7 @@ fn chain(error: &InterceptError) -> String {
 fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -> OriginOptions {
     let settings = &config.origin;
     OriginOptions {
-        mark: (settings_mark(config) != 0).then(|| settings_mark(config)),
+        mark: Some(config.intercept.mark.0).filter(|mark| *mark != 0),
         mark_required: intercepting,
         extra_cas: settings.extra_cas.clone(),
         allow_private: settings.allow_private,
@@ -229,10 +228,6 @@ fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -
         metrics: Arc::clone(metrics),
         ..OriginOptions::default()
     }
-}
-
-fn settings_mark(config: &Config) -> u32 {
-    config.intercept.mark.0
 }
 
 fn authorize_options(config: &Config) -> Result<AuthorizeOptions, NodeError> {

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{address, error::OriginError};
+use crate::tls::bundle::SYSTEM_BUNDLES;
 
 /// Addresses of one name that are tried before the origin counts as unreachable.
 const MAX_ADDRESSES: usize = 6;
@@ -27,14 +28,6 @@ const MAX_NAMES: usize = 512;
 const NAME_TTL: Duration = Duration::from_secs(30);
 /// An idle connection is probed after this, so that a vanished origin is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Where distributions keep the bundle of their trusted roots; the first that exists is read.
-const SYSTEM_BUNDLES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// How connections are made.
 #[derive(Clone, Debug)]

@@ -9,6 +9,15 @@ use hyper::{
 use url::Url;
 
 use super::{connect::Place, error::OriginError};
+use crate::{
+    http::{
+        date,
+        head::{decimal, list},
+        range::ContentRange,
+        response::is_hop_by_hop,
+    },
+    task::id,
+};
 
 /// A client's request for an object: its URL and headers, with which the origin is asked in its name.
 #[derive(Clone)]
@@ -105,7 +114,7 @@ impl Expected {
 
 /// Scheme, host and path.
 pub(crate) fn label(url: &Url) -> String {
-    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+    format!("{}://{}", url.scheme(), id::label(url))
 }
 
 pub(super) fn place_of(url: &Url) -> Result<Place, OriginError> {
@@ -126,20 +135,10 @@ pub(super) fn etag_of(headers: &HeaderMap) -> Option<String> {
 
 /// Removes what belongs to one connection (RFC 9110 section 7.6.1), the headers that Connection names included.
 pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate"] {
-        headers.remove(name);
-    }
-    for name in [header::TE, header::TRAILER, header::TRANSFER_ENCODING, header::UPGRADE] {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    let named = lines.flat_map(|line| list(line.as_bytes())).filter_map(|name| HeaderName::from_bytes(name).ok());
+    let ours = headers.keys().filter(|name| is_hop_by_hop(name.as_str())).cloned();
+    for name in named.chain(ours).collect::<Vec<_>>() {
         headers.remove(name);
     }
 }
@@ -182,36 +181,22 @@ pub(super) fn for_bytes(headers: &[(String, Vec<u8>)], range: Option<&Range<u64>
     out
 }
 
-/// `bytes 0-99/1234` as (0..100, Some(1234)); `bytes */1234` as (0..0, Some(1234)) (RFC 9110 section 14.4).
+/// `bytes 0-99/1234` as (0..100, Some(1234)); `bytes */1234` as (0..0, Some(1234)).
 pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
-    let value = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
-    let (range, total) = value.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
-    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
-    if range == "*" {
-        return Some((0..0, total));
-    }
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let end = last.checked_add(1)?;
-    (first < end && total.is_none_or(|total| end <= total)).then_some((first..end, total))
+    let told = ContentRange::parse(headers.get(header::CONTENT_RANGE)?.as_bytes())?;
+    Some((told.range.unwrap_or(0..0), told.total))
 }
 
 /// Retry-After in seconds, or as an HTTP date counted from the answer's own Date.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
+    let value = headers.get(header::RETRY_AFTER)?.as_bytes();
+    if let Some(seconds) = decimal(value.trim_ascii()) {
         return Some(Duration::from_secs(seconds));
     }
-    let until = http_date(value)?;
-    let now = http_date(headers.get(header::DATE)?.to_str().ok()?)?;
-    u64::try_from((until - now).whole_seconds()).ok().map(Duration::from_secs)
-}
-
-fn http_date(text: &str) -> Option<time::PrimitiveDateTime> {
-    let format = time::macros::format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    time::PrimitiveDateTime::parse(text, format).ok()
+    // Both dates are the origin's: no clock of ours decides, not even the century of an obsolete two-digit year.
+    let now = date::parse(headers.get(header::DATE)?.as_bytes(), 0)?;
+    let until = date::parse(value, now)?;
+    u64::try_from(until - now).ok().map(Duration::from_secs)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::authority::{Authority, AuthorityError, CaInfo, ca_dir};
 
-/// Where distributions keep their roots in one file. Read by path, not through `rustls-native-certs`: that obeys
+/// Where distributions keep their roots in one file; the first that exists counts. Read by path, not through `rustls-native-certs`: that obeys
 /// SSL_CERT_FILE, which on a node set up by `pondhawk ca env` names the very bundle being written.
-const SYSTEM_BUNDLES: [&str; 5] = [
+pub(crate) const SYSTEM_BUNDLES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::task::id::is_under;
+
 /// Longest DNS name in text form (RFC 1035, section 3.1).
 const MAX_NAME: usize = 253;
 /// Longest label (RFC 1035, section 2.3.4).
@@ -41,8 +43,8 @@ impl Suffixes {
 
     /// Whether `host` (any case, trailing dot or not) is one of the suffixes or below one.
     pub fn covers(&self, host: &str) -> bool {
-        let host = host.strip_suffix('.').unwrap_or(host);
-        self.0.iter().any(|suffix| is_under(host, suffix))
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        self.0.iter().any(|suffix| is_under(&host, suffix))
     }
 
     /// The name a certificate for `sni` carries, or `None` where the node may not speak for it.
@@ -67,12 +69,6 @@ fn normalise(suffix: &str) -> Result<String, NameError> {
     let name = suffix.strip_prefix("*.").or_else(|| suffix.strip_prefix('.')).unwrap_or(suffix);
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     if is_host(&name) { Ok(name) } else { Err(NameError::NotAName(suffix.to_owned())) }
-}
-
-fn is_under(host: &str, suffix: &str) -> bool {
-    let Some(split) = host.len().checked_sub(suffix.len()) else { return false };
-    let (head, tail) = (&host.as_bytes()[..split], &host.as_bytes()[split..]);
-    tail.eq_ignore_ascii_case(suffix.as_bytes()) && (head.is_empty() || head.ends_with(b"."))
 }
 
 /// Letters, digits, hyphens and underscores (which exist in host names in use), and no address: the last label is

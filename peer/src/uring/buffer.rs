@@ -70,7 +70,8 @@ impl Pool {
     }
 
     /// A buffer, if one is free now.
-    pub fn try_lease(&self) -> Option<Buf> {
+    #[cfg(test)]
+    pub(super) fn try_lease(&self) -> Option<Buf> {
         Arc::clone(&self.shared.permits).try_acquire_owned().ok().map(|permit| self.take(permit))
     }
 
