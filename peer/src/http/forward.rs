@@ -70,7 +70,7 @@ pub async fn hand_on(
     let mut reply = response::relayed_reply(answer.status.as_u16(), &headers, length, &exchange.about(keep, 0));
     reply.extend_from_slice(&answer.body);
     transport.send(reply).await?;
-    Ok(Done { outcome: Outcome::Refused, keep })
+    Ok(Done { outcome: outcome_of(answer.status.as_u16()), keep })
 }
 
 async fn relay(
@@ -106,12 +106,15 @@ async fn relay(
             transport.send(b"0\r\n\r\n".to_vec()).await?;
         }
     }
-    let outcome = match parts.status.as_u16() {
+    Ok(Done { outcome: outcome_of(parts.status.as_u16()), keep })
+}
+
+fn outcome_of(status: u16) -> Outcome {
+    match status {
         400..=499 => Outcome::Refused,
         500.. => Outcome::Error,
         _ => Outcome::Passed,
-    };
-    Ok(Done { outcome, keep })
+    }
 }
 
 fn relayed_framing(exchange: &Exchange, status: u16, headers: &HeaderMap, body: &OriginBody) -> RelayedBody {
