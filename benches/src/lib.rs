@@ -5,4 +5,6 @@
 pub mod clients;
 pub mod hub;
 pub mod lab;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stage;

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, ExitStatus, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -268,27 +268,7 @@ impl Stage {
 
     /// Runs a client in this namespace, in the cgroup whose connections are caught, and looks at what it downloaded.
     pub fn download(&self, client: Client, recipe: &Recipe, from: &Netns) -> Result<Download, StageError> {
-        let mut command = from.command("nice");
-        command.arg("-n0");
-        recipe.append_to(&mut command);
-        let mut command = self.clients.wrap(&command);
-        let (out, err) = (recipe.dir.join("stdout"), recipe.dir.join("stderr"));
-        let create =
-            |path: &Path| File::create(path).map_err(|source| StageError::File { path: path.to_owned(), source });
-        command.current_dir(&recipe.dir).stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?);
-        let started = Instant::now();
-        let status = self.finish(&mut command)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let stdout = fs::read(&out).unwrap_or_default();
-        let both = [stdout.clone(), fs::read(&err).unwrap_or_default()].concat();
-        let output = String::from_utf8_lossy(&both).into_owned();
-        let failed = |status: String| StageError::Client { client: client.name(), status, output: output.clone() };
-        if !status.success() {
-            return Err(failed(status.to_string()));
-        }
-        let path = recipe.downloaded(&stdout).ok_or_else(|| failed("no path".to_owned()))?;
-        let sha256 = sha256(&path).map_err(|source| StageError::File { path: path.clone(), source })?;
-        Ok(Download { path, sha256, seconds, output })
+        run_client(client, recipe, from, &self.clients, &self.interrupted)
     }
 
     /// What clients trust: the system's roots with the node's CA (`pondhawk ca env` names that file), and the hub's, which stands for
@@ -304,24 +284,54 @@ impl Stage {
         Ok(path)
     }
 
-    fn finish(&self, command: &mut std::process::Command) -> Result<std::process::ExitStatus, StageError> {
-        let words = format!("{command:?}");
-        let failed = |output: String| LabError::Command { command: words.clone(), output };
-        let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
-        let ended = wait_until(CLIENT, || {
-            let interrupted = self.interrupted.load(Ordering::Relaxed).then_some(Err(StageError::Interrupted));
-            interrupted.or_else(|| child.try_wait().ok().flatten().map(Ok))
-        });
-        ended.unwrap_or_else(|| {
-            // The cgroup ends what may be left of it with the stage.
-            let _ = child.kill();
-            Err(failed(format!("still runs after {CLIENT:?}")).into())
-        })
-    }
-
     fn write(&self, path: &Path, text: &str) -> Result<(), StageError> {
         fs::write(path, text).map_err(|source| StageError::File { path: path.to_owned(), source })
     }
+}
+
+/// Runs a client in this namespace and cgroup, and looks at what it downloaded; ends early when `interrupted` becomes true.
+pub fn run_client(
+    client: Client,
+    recipe: &Recipe,
+    from: &Netns,
+    group: &Cgroup,
+    interrupted: &AtomicBool,
+) -> Result<Download, StageError> {
+    let mut command = from.command("nice");
+    command.arg("-n0");
+    recipe.append_to(&mut command);
+    let mut command = group.wrap(&command);
+    let (out, err) = (recipe.dir.join("stdout"), recipe.dir.join("stderr"));
+    let create = |path: &Path| File::create(path).map_err(|source| StageError::File { path: path.to_owned(), source });
+    command.current_dir(&recipe.dir).stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?);
+    let started = Instant::now();
+    let status = finish(&mut command, interrupted)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let stdout = fs::read(&out).unwrap_or_default();
+    let both = [stdout.clone(), fs::read(&err).unwrap_or_default()].concat();
+    let output = String::from_utf8_lossy(&both).into_owned();
+    let failed = |status: String| StageError::Client { client: client.name(), status, output: output.clone() };
+    if !status.success() {
+        return Err(failed(status.to_string()));
+    }
+    let path = recipe.downloaded(&stdout).ok_or_else(|| failed("no path".to_owned()))?;
+    let sha256 = sha256(&path).map_err(|source| StageError::File { path: path.clone(), source })?;
+    Ok(Download { path, sha256, seconds, output })
+}
+
+fn finish(command: &mut Command, interrupted: &AtomicBool) -> Result<ExitStatus, StageError> {
+    let words = format!("{command:?}");
+    let failed = |output: String| LabError::Command { command: words.clone(), output };
+    let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
+    let ended = wait_until(CLIENT, || {
+        let interrupted = interrupted.load(Ordering::Relaxed).then_some(Err(StageError::Interrupted));
+        interrupted.or_else(|| child.try_wait().ok().flatten().map(Ok))
+    });
+    ended.unwrap_or_else(|| {
+        // The cgroup ends what may be left of it with the stage.
+        let _ = child.kill();
+        Err(failed(format!("still runs after {CLIENT:?}")).into())
+    })
 }
 
 fn sha256(path: &Path) -> io::Result<String> {

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use crate::{metrics::Metrics, task::TaskId};
-pub use report::{Interception, Removal, Status, StoreStatus, Task};
+pub use report::{Interception, LinkReport, Removal, Status, StoreStatus, SwarmReport, Task};
 
 /// Connections at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;

@@ -11,10 +11,11 @@ mod value;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
+use pondhawk_scheduler::hosts::HUB_HOSTS;
 use serde::{Deserialize, Serialize};
 
 pub use check::CheckError;
@@ -56,6 +57,12 @@ section! {
         /// Which parts of a URL do not name the file.
         #[serde(deserialize_with = "document::section_or_default")]
         filter: Filter = Filter::default(),
+        /// How this node shares with others.
+        #[serde(deserialize_with = "document::section_or_default")]
+        swarm: Swarm = Swarm::default(),
+        /// Who tells the nodes about each other.
+        #[serde(deserialize_with = "document::section_or_default")]
+        scheduler: Scheduler = Scheduler::default(),
         /// Bounds on what a node takes in and holds in memory.
         #[serde(deserialize_with = "document::section_or_default")]
         limits: Limits = Limits::default(),
@@ -205,6 +212,47 @@ section! {
 }
 
 section! {
+    /// How this node shares with others.
+    Swarm {
+        /// The node's name, unique in the cluster: 1 to 63 of a-z, 0-9, '.' and '-'. null: the machine's host name, in lower
+        /// case. Default null.
+        name: Option<String> = None,
+        /// Where other nodes fetch pieces from this one, by QUIC. Unit: address:port, the first of one UDP port a shard; or
+        /// off: nothing is shared. Cost: only nodes with a certificate of the cluster get an answer. Default 0.0.0.0:65010.
+        listen: Listen = anywhere(65010),
+        /// The address that others are told to fetch from. Unit: an IP address. null: the one that this node's session with
+        /// the scheduler comes from. Default null: right unless there is a network for the bulk apart.
+        address: Option<IpAddr> = None,
+        /// The MTU of the link between the nodes. Unit: bytes, 1280 to 65535. Packets grow up to it as far as the path lets
+        /// them. Default 1500; 9000 where the network carries jumbo frames is much faster.
+        link_mtu: u16 = 1500,
+        /// Where this node stands, for the scheduler to link near nodes: {zone: a, rack: r7}. At most 16. Default none.
+        labels: BTreeMap<String, String> = BTreeMap::new(),
+        /// Whether this node is there to hold and serve: others are led to it first. Default false.
+        seed: bool = false,
+        /// How fast this node sends to others, all together. Unit: bytes a second, at least 1MiB; 0 is as fast as it can. Default 0.
+        upload_rate: Size = Size(0),
+        /// Pieces that are sent to others at a time; more are told to come back. Unit: pieces. Cost: disk and CPU of this
+        /// machine, not memory. Default 64.
+        uploads: u16 = 64,
+    }
+}
+
+section! {
+    /// Who tells the nodes about each other.
+    Scheduler {
+        /// The scheduler of the cluster to join. Unit: host:port. null: this node is its own, and others may join it. Default null.
+        join: Option<String> = None,
+        /// The file with the token to join with, as `pondhawk-scheduler token` prints it. Read at each try, so it may be
+        /// renewed in place; not needed again once the node has its certificate. Default null.
+        token: Option<PathBuf> = None,
+        /// Where other nodes join this one, if it is its own scheduler. Unit: address:port, or off: this node stays alone.
+        /// Cost: only nodes with a token or certificate get an answer. Default 0.0.0.0:65100.
+        listen: Listen = anywhere(65100),
+    }
+}
+
+section! {
     /// Bounds on what a node takes in and holds in memory.
     Limits {
         /// The longest request head. Unit: bytes, 4KiB to 1MiB. Cost: that much for each client that sends one. Default 64KiB:
@@ -273,19 +321,6 @@ impl Keys for LogFormat {}
 impl Keys for Switch {}
 impl Keys for InterceptMode {}
 
-/// The hosts of the Hub's content delivery networks, without the one that serves nothing but xorbs: those are passed
-/// through, so catching them would only cost.
-pub const HUB_HOSTS: [&str; 8] = [
-    "cdn-lfs.huggingface.co",
-    "cdn-lfs-us-1.huggingface.co",
-    "cdn-lfs-eu-1.huggingface.co",
-    "cdn-lfs.hf.co",
-    "cdn-lfs-us-1.hf.co",
-    "cdn-lfs-eu-1.hf.co",
-    "cdn.hf.co",
-    "cas-bridge.xethub.hf.co",
-];
-
 impl Config {
     /// How many shards run on this machine.
     pub fn shard_count(&self) -> usize {
@@ -304,6 +339,10 @@ impl Limits {
     pub fn buffers_per_shard(&self, shards: usize) -> usize {
         (self.buffer_memory.as_usize() / self.buffer_size.as_usize().max(1) / shards.max(1)).max(Self::MIN_BUFFERS)
     }
+}
+
+fn anywhere(port: u16) -> Listen {
+    Listen(Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))))
 }
 
 fn loopback(port: u16) -> Listen {

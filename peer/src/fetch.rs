@@ -24,7 +24,7 @@ use crate::{
     shard::Shard,
     store::{Held, StoreError, TaskMeta, User, Verdict},
     swarm::{
-        DownloadError, OriginError, OriginRequest, Probe,
+        DownloadError, OriginError, OriginRequest, Probe, Sharing,
         download::Policy,
         driver::{self, DriverOptions, Handle, Offer, ReaderGuard, Status},
     },
@@ -242,7 +242,20 @@ fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
         ..Policy::default()
     };
     let options = DriverOptions { policy, ..DriverOptions::default() };
-    driver::start(held, Arc::clone(&node.origin), shard.pool.clone(), first, options)
+    let sharing = node.cluster.as_ref().map(|cluster| Sharing {
+        exchange: Arc::clone(&cluster.exchange),
+        links: shard.links.borrow().clone(),
+        metrics: Arc::clone(&node.metrics),
+        host: origin_host(&first.request),
+        alone: node.tasks.was_wrong(&held.meta.id),
+    });
+    driver::start(held, Arc::clone(&node.origin), shard.pool.clone(), first, sharing, options)
+}
+
+/// All that others hear of a URL.
+fn origin_host(request: &OriginRequest) -> String {
+    let host = request.url.host_str().unwrap_or_default();
+    request.url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Sees a download to its end: forgets it then, says what became of it, and drops a task that turned out wrong.
@@ -260,12 +273,12 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
     node.tasks.forget(&held.meta.id, &running);
     let (label, from_origin) = (&held.meta.label, running.handle.origin_bytes());
     match last {
-        Status::Done if is_wrong(verdict) => drop_wrong(&node, &held, verdict),
+        Status::Done if is_wrong(verdict) => drop_wrong(&node, &held, verdict, running.handle.peer_bytes() > 0),
         Status::Done => {
             node.metrics.task_done(running.started.elapsed());
             let cost_ms = u64::try_from(running.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let (task, bytes) = (held.meta.id, held.meta.layout.len());
-            tracing::info!(%task, label, bytes, cost_ms, from_origin, from_peers = 0, ?verdict, "peer task done");
+            let (task, bytes, from_peers) = (held.meta.id, held.meta.layout.len(), running.handle.peer_bytes());
+            tracing::info!(%task, label, bytes, cost_ms, from_origin, from_peers, ?verdict, "peer task done");
         }
         Status::Failed(error) => {
             node.metrics.task_failed();
@@ -281,8 +294,12 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
 }
 
 /// Readers have cut their replies on the verdict; the next request begins anew.
-fn drop_wrong(node: &Node, held: &Held, verdict: Verdict) {
-    let party = if verdict == Verdict::Mismatch { Party::Origin } else { Party::Disk };
+fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
+    let party = match verdict {
+        Verdict::Mismatch if from_peers => Party::Peer,
+        Verdict::Mismatch => Party::Origin,
+        _ => Party::Disk,
+    };
     node.tasks.note_wrong(held.meta.id);
     node.metrics.verification_failure(party);
     node.metrics.task_failed();
@@ -301,7 +318,7 @@ fn is_wrong(verdict: Verdict) -> bool {
 fn dropped_as_wrong(node: &Node, held: &Held) -> bool {
     let wrong = is_wrong(held.verdict());
     if wrong && !held.is_removed() {
-        drop_wrong(node, held, held.verdict());
+        drop_wrong(node, held, held.verdict(), false);
     }
     wrong
 }
@@ -362,7 +379,8 @@ impl Source {
 
     /// Grows as long as bytes of the task arrive, whichever they are.
     pub fn progress(&self) -> u64 {
-        let received = self.running.as_ref().map_or(0, |running| running.handle.origin_bytes());
+        let bytes = |running: &Arc<Running>| running.handle.origin_bytes() + running.handle.peer_bytes();
+        let received = self.running.as_ref().map_or(0, bytes);
         received + u64::from(self.held.bitmap().count())
     }
 

@@ -12,6 +12,7 @@ pub mod swarm;
 pub mod task;
 pub mod tls;
 pub mod uring;
+pub mod wire;
 
 pub mod admin;
 pub mod cli;

@@ -56,6 +56,9 @@ pub const CHECK_WAIT: Duration = Duration::from_secs(3);
 /// A download that brought nothing at all for this long has failed, whatever its retries think.
 pub const FETCH_STALL: Duration = Duration::from_secs(90);
 
+/// Bytes of a node's name in its cluster (RFC 1035 section 2.3.4: a DNS label; names may have dots).
+pub const NAME_LEN: usize = 63;
+
 /// Frames of a passed-through request body that may wait for the origin.
 pub const BODY_FRAMES: usize = 4;
 

@@ -66,6 +66,9 @@ pub struct Totals {
     pub misses: u64,
     /// Bytes fetched from origins.
     pub origin_bytes: u64,
+    /// Bytes fetched from other nodes.
+    #[serde(default)]
+    pub peer_bytes: u64,
     /// Bytes read from the store for replies.
     pub store_bytes: u64,
     /// Bytes of bodies sent to clients.
@@ -235,6 +238,7 @@ impl Metrics {
             joined: of(Outcome::Joined),
             misses: of(Outcome::Miss),
             origin_bytes: self.source_bytes.0[Source::Origin.slot()].get(),
+            peer_bytes: self.source_bytes.0[Source::Peers.slot()].get(),
             store_bytes: self.source_bytes.0[Source::Store.slot()].get(),
             client_bytes: self.client_bytes.get(),
         }

@@ -1,9 +1,11 @@
 //! Wiring: build, run and drain a node.
 
 mod build;
+mod cluster;
 mod control;
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -32,6 +34,7 @@ use crate::{
 };
 
 pub(crate) use build::backoff;
+pub use cluster::{Cluster, SCHEDULER_DIR};
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,12 @@ pub enum NodeError {
     /// Interception is demanded and not possible.
     #[error("intercept.enabled is on: {0}")]
     Intercept(#[from] InterceptError),
+    /// This node's own scheduler.
+    #[error("scheduler: {0}")]
+    Scheduler(#[from] pondhawk_scheduler::service::SchedulerError),
+    /// No name for this node.
+    #[error("the host name {0:?} makes no name for this node: set swarm.name")]
+    Name(String),
     /// The admin port.
     #[error(transparent)]
     Admin(#[from] crate::admin::AdminError),
@@ -102,6 +111,8 @@ pub struct Node {
     pub rules: Rules,
     /// Downloads under way.
     pub tasks: Tasks,
+    /// Other nodes; none where nothing is shared.
+    pub cluster: Option<Arc<Cluster>>,
     /// The TLS side of intercepted connections.
     pub tls: Tls,
     /// The way in by eBPF, where it is on; else why not.
@@ -181,8 +192,11 @@ fn run_shard(node: Arc<Node>, index: usize, share: build::Share) {
         let settings = &node.config.limits;
         let most = settings.buffers_per_shard(node.config.shard_count());
         let pool = Pool::new(limits::REGISTERED_BUFFERS, most, settings.buffer_size.as_usize());
-        let shard = Rc::new(Shard { node: Arc::clone(&node), pool });
+        let shard = Rc::new(Shard { node: Arc::clone(&node), pool, links: RefCell::default() });
         tokio_uring::spawn(Rc::clone(&shard).pulse(index));
+        if let Some(cluster) = &node.cluster {
+            tokio_uring::spawn(Arc::clone(cluster).serve(Rc::clone(&shard), index));
+        }
         for listener in share.proxy {
             tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
         }

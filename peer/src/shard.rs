@@ -1,6 +1,7 @@
 //! One core's share of the node: a thread, a ring, its buffers and its listeners.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     sync::{
         Arc,
@@ -9,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{limits, node::Node, uring::Pool};
+use crate::{limits, node::Node, uring::Pool, wire::Links};
 
 /// What every connection on a shard's thread has at hand.
 pub struct Shard {
@@ -17,6 +18,8 @@ pub struct Shard {
     pub node: Arc<Node>,
     /// This shard's buffers.
     pub pool: Pool,
+    /// This shard's connections to other nodes; none before this node has joined a cluster.
+    pub links: RefCell<Option<Rc<Links>>>,
 }
 
 impl Shard {

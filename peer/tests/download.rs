@@ -82,7 +82,7 @@ impl Lab {
 
     async fn start(&self) -> Handle {
         let (held, origin, pool) = (Arc::clone(&self.held), Arc::clone(&self.origin), self.pool.clone());
-        driver::start(held, origin, pool, self.offer().await, self.options)
+        driver::start(held, origin, pool, self.offer().await, None, self.options)
     }
 
     /// A whole download by one reader, and how it ended.

@@ -32,6 +32,8 @@ fn every_field_of_text_is_a_known_one() {
     let known = [
         "drop",
         "first",
+        "intercept_refused",
+        "intercept_suffixes",
         "key",
         "name",
         "name",

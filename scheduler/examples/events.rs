@@ -37,7 +37,11 @@ fn run(pieces: u32) {
     };
     for (n, &peer) in (0..).zip(&peers) {
         let host = format!("hub{}", n % 3);
-        send(&mut cluster, peer, Event::Want { task: task(n), len, host, can_fetch: true, connections: 0 });
+        send(
+            &mut cluster,
+            peer,
+            Event::Want { task: task(n), len, host, can_fetch: true, connections: 0, wanted: None },
+        );
     }
     for round in 0..10 {
         for (n, &peer) in (0u32..).zip(&peers) {
@@ -62,6 +66,7 @@ fn info(n: u32) -> PeerInfo {
     PeerInfo {
         name: format!("p{n}").into(),
         address: ([10, 0, 0, 1], 65_010).into(),
+        endpoints: 1,
         labels: vec![label("zone", n % 4), label("rack", n % 200)],
         seed: n < 4,
     }

@@ -34,7 +34,7 @@ const TOKEN_PREFIX: &str = "ph1";
 pub struct Authority {
     ca: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
-    secret: hmac::Key,
+    secret: PathBuf,
 }
 
 /// A certificate just signed.
@@ -74,12 +74,15 @@ pub enum TokenError {
     Wrong,
     #[error("the join token has expired: make a new one with `pondhawk-scheduler token`")]
     Expired,
+    #[error("the scheduler cannot check join tokens now: see its log")]
+    Unchecked,
 }
 
 impl Authority {
     /// Loads the state, creating it first where there is none. Blocking.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| file(dir, source))?;
+        let _turn = lock(dir)?;
         let (cert_path, key_path) = (dir.join("swarm-ca.pem"), dir.join("swarm-ca.key"));
         if !cert_path.exists() {
             let key = match key_path.exists() {
@@ -98,11 +101,17 @@ impl Authority {
             return Err(corrupt("it does not belong to swarm-ca.key".to_owned()));
         }
         let issuer = Issuer::from_ca_cert_der(&ca, key)?;
-        Ok(Self { ca, issuer, secret: open_secret(&dir.join("token.secret"))? })
+        let secret = dir.join("token.secret");
+        if !secret.exists() {
+            write(&secret, 0o600, &random_bytes())?;
+        }
+        read_secret(&secret)?;
+        Ok(Self { ca, issuer, secret })
     }
 
-    /// Makes every token handed out so far worthless. Takes effect where the state is opened next.
+    /// Makes every token handed out so far worthless, at once: also for a scheduler that runs.
     pub fn rotate_tokens(dir: &Path) -> Result<(), AuthorityError> {
+        let _turn = lock(dir)?;
         write(&dir.join("token.secret"), 0o600, &random_bytes())
     }
 
@@ -112,19 +121,23 @@ impl Authority {
     }
 
     /// A join token good for `ttl`: `ph1.<SHA-256 of the CA>.<expiry>.<nonce>.<HMAC>`, in hexadecimal.
-    pub fn token(&self, now_unix: u64, ttl: Duration) -> String {
+    pub fn token(&self, now_unix: u64, ttl: Duration) -> Result<String, AuthorityError> {
         let ca = hex(digest::digest(&digest::SHA256, &self.ca).as_ref());
         let expiry = now_unix.saturating_add(ttl.as_secs());
         let body = format!("{TOKEN_PREFIX}.{ca}.{expiry:x}.{}", hex(&random_bytes()));
-        let tag = hmac::sign(&self.secret, body.as_bytes());
-        format!("{body}.{}", hex(tag.as_ref()))
+        let tag = hmac::sign(&read_secret(&self.secret)?, body.as_bytes());
+        Ok(format!("{body}.{}", hex(tag.as_ref())))
     }
 
-    /// Whether a token lets its bearer in now.
+    /// Whether a token lets its bearer in now. Reads the secret, for another process may have rotated it.
     pub fn check_token(&self, token: &str, now_unix: u64) -> Result<(), TokenError> {
         let parsed = ParsedToken::parse(token)?;
         let (body, tag) = token.trim().rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let expected = hex(hmac::sign(&self.secret, body.as_bytes()).as_ref());
+        let secret = read_secret(&self.secret).map_err(|error| {
+            tracing::error!(%error, "join tokens cannot be checked");
+            TokenError::Unchecked
+        })?;
+        let expected = hex(hmac::sign(&secret, body.as_bytes()).as_ref());
         constant_time::verify_slices_are_equal(expected.as_bytes(), tag.as_bytes()).map_err(|_| TokenError::Wrong)?;
         if parsed.expiry_unix <= now_unix { Err(TokenError::Expired) } else { Ok(()) }
     }
@@ -235,10 +248,17 @@ fn named(common: &str) -> DistinguishedName {
     name
 }
 
-fn open_secret(path: &Path) -> Result<hmac::Key, AuthorityError> {
-    if !path.exists() {
-        write(path, 0o600, &random_bytes())?;
-    }
+/// Of two processes at one state, the first creates it.
+fn lock(dir: &Path) -> Result<fs::File, AuthorityError> {
+    let path = dir.join("lock");
+    let locked = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).and_then(|lock| {
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(lock)
+    });
+    locked.map_err(|source| file(&path, source))
+}
+
+fn read_secret(path: &Path) -> Result<hmac::Key, AuthorityError> {
     check_mode(path)?;
     let secret = fs::read(path).map_err(|source| file(path, source))?;
     if secret.len() != 32 {
@@ -305,7 +325,7 @@ mod tests {
     fn a_token_is_good_until_it_expires_and_only_here() {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let authority = Authority::open(here.path()).unwrap();
-        let token = authority.token(1_000, Duration::from_secs(60));
+        let token = authority.token(1_000, Duration::from_secs(60)).unwrap();
         assert_eq!(authority.check_token(&token, 1_059), Ok(()));
         assert_eq!(authority.check_token(&token, 1_060), Err(TokenError::Expired));
         assert_eq!(Authority::open(here.path()).unwrap().check_token(&token, 1_001), Ok(()));
@@ -315,6 +335,7 @@ mod tests {
         assert_eq!(authority.check_token(&later, 1_001), Err(TokenError::Wrong));
         assert_eq!(authority.check_token("ph1.x", 1_001), Err(TokenError::Malformed));
         Authority::rotate_tokens(here.path()).unwrap();
+        assert_eq!(authority.check_token(&token, 1_001), Err(TokenError::Wrong));
         assert_eq!(Authority::open(here.path()).unwrap().check_token(&token, 1_001), Err(TokenError::Wrong));
     }
 

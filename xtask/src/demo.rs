@@ -34,7 +34,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let ready = steps.run("setup", || setup::prepare(&[Part::Build, Part::Demo]))
         && steps.run("build", || {
             let mut cargo = shell::cargo(&root);
-            cargo.args(["build", "--package", "pondhawk", "--package", "pondhawk-bench", "--bins"]);
+            cargo.args(["build", "--bins"]);
+            cargo.args(["--package=pondhawk", "--package=pondhawk-bench", "--package=pondhawk-scheduler"]);
             shell::run(cargo.args((!args.quick).then_some("--release")))
         });
     steps.finish()?;

@@ -4,7 +4,7 @@
 //! - [`ebpf`] builds the peer and says whether interception is in it
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`test`] runs every check, as CI does
-//! - [`demo`] shows two real clients downloading through one node
+//! - [`demo`] shows real clients on three nodes that share one download
 
 #![deny(unsafe_code)]
 
@@ -37,7 +37,7 @@ enum Command {
     Tidy,
     /// Set up, check formatting, lint, tidy, build and run every test.
     Test(test::Args),
-    /// Show two unmodified clients downloading one file through one node.
+    /// Show unmodified clients on three nodes that share one download.
     Demo(demo::Args),
 }
 

@@ -3,6 +3,7 @@
 //! Everything cleans up after itself when dropped, also when a test panics. Nothing here runs on a shard, so it blocks.
 
 mod cgroup;
+pub mod cluster;
 mod daemon;
 mod dns;
 mod hub_process;

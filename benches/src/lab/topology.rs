@@ -31,11 +31,8 @@ pub struct Attachment {
 impl Lab {
     /// Builds the network; needs root. Removes first what killed runs have left.
     pub fn new() -> Result<Self, LabError> {
-        static SWEEP: std::sync::Once = std::sync::Once::new();
-        SWEEP.call_once(|| sweep().iter().for_each(|name| eprintln!("removed {name}, which a killed run had left")));
-        let switch = Netns::new("switch")?;
-        switch.ip("link add br0 type bridge stp_state 0 forward_delay 0")?;
-        switch.ip("link set br0 up")?;
+        sweep_once();
+        let switch = switch()?;
         let hub = attach(&switch, "hub", 2)?;
         let node = attach(&switch, "node", 3)?;
         Ok(Self { hub, node, switch, next_pod: Cell::new(10) })
@@ -69,7 +66,22 @@ impl Attachment {
     }
 }
 
-fn attach(switch: &Netns, name: &str, host: u8) -> Result<Attachment, LabError> {
+/// Removes what killed runs have left, once in the life of this process.
+pub(super) fn sweep_once() {
+    static SWEEP: std::sync::Once = std::sync::Once::new();
+    SWEEP.call_once(|| sweep().iter().for_each(|name| eprintln!("removed {name}, which a killed run had left")));
+}
+
+/// A namespace with a bridge `br0`.
+pub(super) fn switch() -> Result<Netns, LabError> {
+    let switch = Netns::new("switch")?;
+    switch.ip("link add br0 type bridge stp_state 0 forward_delay 0")?;
+    switch.ip("link set br0 up")?;
+    Ok(switch)
+}
+
+/// A host at 10.77.0.`host`, by its `eth0` on the switch's port `port{host}`.
+pub(super) fn attach(switch: &Netns, name: &str, host: u8) -> Result<Attachment, LabError> {
     let netns = Netns::new(name)?;
     let v4 = Ipv4Addr::new(10, 77, 0, host);
     let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host.into());

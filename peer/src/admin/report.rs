@@ -63,6 +63,8 @@ pub struct Status {
     pub store: StoreStatus,
     /// Sums since the start.
     pub totals: Totals,
+    /// Other nodes; none where nothing is shared.
+    pub swarm: Option<SwarmReport>,
     /// The transparent way in.
     pub interception: Interception,
     /// What was chosen after the kernel was probed, by feature.
@@ -80,6 +82,38 @@ pub struct StoreStatus {
     pub bytes: u64,
     /// The quota in bytes.
     pub quota: u64,
+}
+
+/// How this node shares with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmReport {
+    /// This node's name.
+    pub name: String,
+    /// The scheduler: host:port.
+    pub scheduler: String,
+    /// How the session with it stands: `up`, `lost`, or `none` so far.
+    pub session: String,
+    /// Why it does not stand, and what would change that.
+    pub error: Option<String>,
+    /// Pieces that are being sent to others now.
+    pub uploads: u32,
+    /// Bytes sent to others since the start.
+    pub sent_bytes: u64,
+    /// Open connections to parents.
+    pub links: Vec<LinkReport>,
+}
+
+/// A connection over which this node fetches pieces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// The other node's name.
+    pub peer: String,
+    /// Its QUIC endpoint.
+    pub address: SocketAddr,
+    /// Bytes fetched over it.
+    pub bytes: u64,
+    /// Bytes a second, lately.
+    pub rate: u64,
 }
 
 /// Whether port-443 connections are caught.

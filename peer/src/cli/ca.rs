@@ -1,4 +1,4 @@
-//! `pondhawk ca`: shows the node's CA and brings it to clients: the system's store, variables, a bundle.
+//! `pondhawk ca`: shows the node's CA and the cluster's root, and brings them to clients: the system's store, variables, a bundle.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use std::process::Command;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::tls::bundle::{Bundle, bundle_path, write_bundle};
-use crate::tls::{Authority, AuthorityError, CaInfo, NameError, Suffixes};
+use crate::tls::{Authority, AuthorityError, CaInfo, Cluster, NameError, Suffixes};
 
 /// Shows the node's CA and makes clients trust it.
 #[derive(Debug, Args)]
@@ -26,13 +26,15 @@ enum CaCommand {
     Install(Install),
     /// Print the variables for clients that do not use the system's store, as in `eval "$(pondhawk ca env)"`
     Env(Env),
-    /// Write the system's roots and the CA into one file, and print its path
+    /// Write the system's roots, the CA and the cluster's root into one file, and print its path
     Bundle(BundleArgs),
+    /// Print the certificate that pods trust on every node of the cluster
+    Root,
 }
 
 #[derive(Debug, Args)]
 struct Show {
-    /// Print the certificate itself
+    /// Print the certificates themselves: the node's CA, then the cluster's root if there is one
     #[arg(long)]
     pem: bool,
 }
@@ -83,6 +85,10 @@ pub(super) enum CaError {
     #[error("this node has no CA yet: the first `pondhawk up` or `pondhawk ca install` makes it")]
     None,
     #[error(
+        "this node's CA does not chain to a cluster's root: join it to a scheduler (`pondhawk up --scheduler HOST:PORT --token FILE`), or trust this node's CA alone (`pondhawk ca show --pem`)"
+    )]
+    NoCluster,
+    #[error(
         "this system's trust store is unknown (none of {0}): give clients the variables of `pondhawk ca env` instead"
     )]
     UnknownStore(String),
@@ -103,53 +109,93 @@ fn hint(error: &io::Error) -> &'static str {
 pub(super) fn run(ca: &Ca, data_dir: &Path, suffixes: &Suffixes, out: &mut dyn Write) -> Result<(), CaError> {
     match &ca.command {
         CaCommand::Show(show) => run_show(show, data_dir, out),
-        CaCommand::Install(Install { uninstall: false }) => install(&ca_of(data_dir, suffixes)?, Path::new("/"), out),
+        CaCommand::Install(Install { uninstall: false }) => install(&Cas::of(data_dir, suffixes)?, Path::new("/"), out),
         CaCommand::Install(Install { uninstall: true }) => uninstall(Path::new("/"), out),
         CaCommand::Env(env) => {
-            let info = ca_of(data_dir, suffixes)?;
-            let bundle = bundle_of(&info, data_dir, &env.bundle)?;
-            Ok(out.write_all(render(&variables(&bundle.path, &info.path), env.format).as_bytes())?)
+            let cas = Cas::of(data_dir, suffixes)?;
+            let bundle = bundle_of(&cas, data_dir, &env.bundle)?;
+            Ok(out.write_all(render(&variables(&bundle.path, &cas.node.path), env.format).as_bytes())?)
         }
         CaCommand::Bundle(args) => {
-            let bundle = bundle_of(&ca_of(data_dir, suffixes)?, data_dir, args)?;
+            let bundle = bundle_of(&Cas::of(data_dir, suffixes)?, data_dir, args)?;
             Ok(writeln!(out, "{}", bundle.path.display())?)
+        }
+        CaCommand::Root => {
+            let cluster = Cluster::of(data_dir)?.ok_or(CaError::NoCluster)?;
+            Ok(out.write_all(cluster.root.pem.as_bytes())?)
         }
     }
 }
 
-/// What is there is used as it is, without its key: only root can read that.
-fn ca_of(data_dir: &Path, suffixes: &Suffixes) -> Result<CaInfo, CaError> {
-    Ok(match CaInfo::of(data_dir)? {
-        Some(info) => info,
-        None => Authority::open(data_dir, suffixes)?.info().clone(),
-    })
+/// What clients may trust.
+struct Cas {
+    node: CaInfo,
+    cluster: Option<Cluster>,
+}
+
+impl Cas {
+    /// What is there is used as it is, without its key: only root can read that.
+    fn of(data_dir: &Path, suffixes: &Suffixes) -> Result<Self, CaError> {
+        Ok(match Self::existing(data_dir)? {
+            Some(cas) => cas,
+            None => Self { node: Authority::open(data_dir, suffixes)?.info().clone(), cluster: None },
+        })
+    }
+
+    fn existing(data_dir: &Path) -> Result<Option<Self>, CaError> {
+        let Some(node) = CaInfo::of(data_dir)? else { return Ok(None) };
+        // As at the node's start, a chain that is no good costs only itself.
+        let cluster = Cluster::of(data_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cluster's root is left out until this node joins again");
+            None
+        });
+        Ok(Some(Self { node, cluster }))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &CaInfo> {
+        std::iter::once(&self.node).chain(self.cluster.as_ref().map(|cluster| &cluster.root))
+    }
 }
 
 fn run_show(show: &Show, data_dir: &Path, out: &mut dyn Write) -> Result<(), CaError> {
-    let info = CaInfo::of(data_dir)?.ok_or(CaError::None)?;
+    let cas = Cas::existing(data_dir)?.ok_or(CaError::None)?;
     if show.pem {
-        return Ok(out.write_all(info.pem.as_bytes())?);
+        return Ok(cas.iter().try_for_each(|ca| out.write_all(ca.pem.as_bytes()))?);
     }
+    show_one(&cas.node, SystemStore::node_file, out)?;
+    let Some(Cluster { root, not_after, .. }) = &cas.cluster else {
+        return Ok(writeln!(out, "pods trust    this certificate; it is good for this node only")?);
+    };
+    writeln!(
+        out,
+        "in a cluster  chains to the root below until {}, renewed while the scheduler runs",
+        not_after.date()
+    )?;
+    writeln!(out, "\ncluster root, which pods should trust: `pondhawk ca root` prints it, every node serves under it")?;
+    show_one(root, SystemStore::root_file, out)
+}
+
+fn show_one(ca: &CaInfo, file: fn(&SystemStore, &Path) -> PathBuf, out: &mut dyn Write) -> Result<(), CaError> {
     let installed = system_store(Path::new("/")).map_or_else(
         |_| "unknown: this system's trust store is not known".to_owned(),
-        |store| match fs::read(store.file(Path::new("/"))) {
-            Ok(content) if content == info.pem.as_bytes() => format!("yes, by {}", store.dir),
+        |store| match fs::read(file(store, Path::new("/"))) {
+            Ok(content) if content == ca.pem.as_bytes() => format!("yes, by {}", store.dir),
             Ok(_) => "an older one: run `pondhawk ca install`".to_owned(),
             Err(_) => "no: run `pondhawk ca install`".to_owned(),
         },
     );
-    writeln!(out, "certificate   {}", info.path.display())?;
-    writeln!(out, "subject       {}", info.subject)?;
-    writeln!(out, "sha256        {}", info.fingerprint_text())?;
-    writeln!(out, "speaks for    {} and every name below", info.permitted.join(", "))?;
-    writeln!(out, "valid         {} to {}", info.not_before.date(), info.not_after.date())?;
+    writeln!(out, "certificate   {}", ca.path.display())?;
+    writeln!(out, "subject       {}", ca.subject)?;
+    writeln!(out, "sha256        {}", ca.fingerprint_text())?;
+    writeln!(out, "speaks for    {} and every name below", ca.permitted.join(", "))?;
+    writeln!(out, "valid         {} to {}", ca.not_before.date(), ca.not_after.date())?;
     Ok(writeln!(out, "installed     {installed}")?)
 }
 
-fn bundle_of(info: &CaInfo, data_dir: &Path, args: &BundleArgs) -> Result<Bundle, CaError> {
+fn bundle_of(cas: &Cas, data_dir: &Path, args: &BundleArgs) -> Result<Bundle, CaError> {
     let path = args.out.clone().unwrap_or_else(|| bundle_path(data_dir));
     let path = std::path::absolute(&path)?;
-    let bundle = match write_bundle(info, &path, args.roots.as_deref()) {
+    let bundle = match write_bundle(cas.iter(), &path, args.roots.as_deref()) {
         // A user who may only read takes what the node wrote when it started.
         Err(AuthorityError::Write { source, .. })
             if source.kind() == io::ErrorKind::PermissionDenied && args.out.is_none() && path.exists() =>
@@ -249,7 +295,12 @@ fn system_store(root: &Path) -> Result<&'static SystemStore, CaError> {
 }
 
 impl SystemStore {
-    fn file(&self, root: &Path) -> PathBuf {
+    fn root_file(&self, root: &Path) -> PathBuf {
+        // Unlike any node's, whatever its host name.
+        under(root, self.dir).join("pondhawk_cluster_root.crt")
+    }
+
+    fn node_file(&self, root: &Path) -> PathBuf {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let host = host.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.', "_");
         under(root, self.dir).join(format!("pondhawk-{host}.crt"))
@@ -266,21 +317,33 @@ impl SystemStore {
     }
 }
 
-fn install(info: &CaInfo, root: &Path, out: &mut dyn Write) -> Result<(), CaError> {
+fn install(cas: &Cas, root: &Path, out: &mut dyn Write) -> Result<(), CaError> {
     let store = system_store(root)?;
-    let file = store.file(root);
-    if fs::read(&file).is_ok_and(|content| content == info.pem.as_bytes()) {
-        writeln!(out, "{} is already this CA", file.display())?;
-    } else {
-        let written =
-            fs::write(&file, &info.pem).and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
-        written.map_err(|source| CaError::Store { path: file.clone(), source })?;
-        writeln!(out, "wrote {}", file.display())?;
+    put(&store.node_file(root), &cas.node, out)?;
+    if let Some(cluster) = &cas.cluster {
+        put(&store.root_file(root), &cluster.root, out)?;
     }
     // Also where the file was there: an earlier run may have ended between the two.
     store.update()?;
     writeln!(out, "ran {}", store.command.join(" "))?;
     Ok(out.write_all(AFTER_INSTALL.as_bytes())?)
+}
+
+fn put(file: &Path, ca: &CaInfo, out: &mut dyn Write) -> Result<(), CaError> {
+    if fs::read(file).is_ok_and(|content| content == ca.pem.as_bytes()) {
+        return Ok(writeln!(out, "{} is already this CA", file.display())?);
+    }
+    let written = fs::write(file, &ca.pem).and_then(|()| fs::set_permissions(file, fs::Permissions::from_mode(0o644)));
+    written.map_err(|source| CaError::Store { path: file.to_owned(), source })?;
+    Ok(writeln!(out, "wrote {}", file.display())?)
+}
+
+fn take_out(file: &Path, out: &mut dyn Write) -> Result<(), CaError> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(CaError::Store { path: file.to_owned(), source }),
+        Ok(()) => Ok(writeln!(out, "removed {}", file.display())?),
+    }
 }
 
 const AFTER_INSTALL: &str = "\
@@ -295,12 +358,12 @@ A container has a store and variables of its own: give it both.
 
 fn uninstall(root: &Path, out: &mut dyn Write) -> Result<(), CaError> {
     let store = system_store(root)?;
-    let file = store.file(root);
-    match fs::remove_file(&file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => writeln!(out, "{} is not there", file.display())?,
-        Err(source) => return Err(CaError::Store { path: file, source }),
-        Ok(()) => writeln!(out, "removed {}", file.display())?,
+    let file = store.node_file(root);
+    if !file.exists() {
+        writeln!(out, "{} is not there", file.display())?;
     }
+    take_out(&file, out)?;
+    take_out(&store.root_file(root), out)?;
     store.update()?;
     Ok(writeln!(out, "ran {}", store.command.join(" "))?)
 }
@@ -308,6 +371,7 @@ fn uninstall(root: &Path, out: &mut dyn Write) -> Result<(), CaError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use pondhawk_scheduler::trust::TrustRoot;
 
     use super::*;
 
@@ -385,11 +449,50 @@ mod tests {
         }
     }
 
+    fn joined() -> (tempfile::TempDir, String, TrustRoot) {
+        let ((data, roots), state) = (data_with_roots(), tempfile::tempdir().unwrap());
+        let suffixes = Suffixes::new(["hf.co"]).unwrap();
+        let authority = Authority::open(data.path(), &suffixes).unwrap();
+        let root = TrustRoot::open(state.path(), &suffixes).unwrap();
+        let chain = root.cross_sign(&authority.csr().unwrap(), ["hf.co"], time::OffsetDateTime::now_utc());
+        authority.adopt(&chain.unwrap()).unwrap();
+        (data, roots, root)
+    }
+
+    #[test]
+    fn in_a_cluster_the_root_is_shown_printed_and_bundled_beside_the_node_s_ca() {
+        let (data, roots, root) = joined();
+        let own = fs::read_to_string(data.path().join("ca/ca.pem")).unwrap();
+        assert_eq!(ca(data.path(), &["root"]).unwrap(), root.info().pem);
+        assert_eq!(ca(data.path(), &["show", "--pem"]).unwrap(), own.clone() + &root.info().pem);
+        let shown = ca(data.path(), &["show"]).unwrap();
+        let (node, cluster) = shown.split_once("cluster root, which pods should trust").unwrap();
+        assert!(cluster.contains(&root.info().fingerprint_text()) && node.contains("sha256"), "{shown}");
+        let bundle = ca(data.path(), &["bundle", "--roots", &roots]).unwrap();
+        let bundle = fs::read_to_string(bundle.trim()).unwrap();
+        assert!(bundle.contains(own.trim()) && bundle.contains(root.info().pem.trim()));
+        assert_eq!(bundle.matches("BEGIN CERTIFICATE").count(), 3);
+    }
+
+    #[test]
+    fn outside_a_cluster_there_is_no_root_and_a_broken_chain_is_left_out() {
+        let (data, roots) = data_with_roots();
+        ca(data.path(), &["bundle", "--roots", &roots]).unwrap();
+        assert!(matches!(ca(data.path(), &["root"]), Err(CaError::NoCluster)));
+        assert!(ca(data.path(), &["show"]).unwrap().contains("good for this node only"));
+        let (data, roots, _root) = joined();
+        fs::write(data.path().join("ca/cluster.pem"), "nothing").unwrap();
+        ca(data.path(), &["show"]).unwrap();
+        let bundle = ca(data.path(), &["bundle", "--roots", &roots]).unwrap();
+        assert_eq!(fs::read_to_string(bundle.trim()).unwrap().matches("BEGIN CERTIFICATE").count(), 2);
+        assert!(ca(data.path(), &["root"]).unwrap_err().to_string().contains("not usable"));
+    }
+
     #[test]
     fn a_system_without_a_known_store_is_told_what_works_anyway() {
         let (data, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let authority = Authority::open(data.path(), &Suffixes::new(["hf.co"]).unwrap()).unwrap();
-        let error = install(authority.info(), root.path(), &mut Vec::new()).unwrap_err().to_string();
+        let cas = Cas::of(data.path(), &Suffixes::new(["hf.co"]).unwrap()).unwrap();
+        let error = install(&cas, root.path(), &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("pondhawk ca env"), "{error}");
     }
 }

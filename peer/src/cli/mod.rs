@@ -10,6 +10,7 @@ mod logging;
 mod ls;
 mod rm;
 mod status;
+mod token;
 mod up;
 
 use std::{
@@ -43,7 +44,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a node until SIGTERM or SIGINT
-    Up(Settings),
+    Up(up::Up),
     /// List the tasks that the node keeps, the last used first
     Ls(ls::Ls),
     /// Remove tasks that nobody uses now
@@ -52,6 +53,8 @@ enum Command {
     Status(status::Status),
     /// Show the node's certificate authority, and make clients trust it
     Ca(CaCommand),
+    /// Print a token with which other nodes join this one, which is its own scheduler
+    Token(token::Token),
     /// Print, check and explain configurations
     Config(config::ConfigCommand),
 }
@@ -118,7 +121,8 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<String, CliError> {
     match command {
-        Command::Up(settings) => up::run(&settings).map(|()| String::new()),
+        Command::Up(command) => command.run().map(|()| String::new()),
+        Command::Token(command) => command.run(),
         Command::Ls(command) => command.run(),
         Command::Rm(command) => command.run(),
         Command::Status(command) => command.run(),

@@ -57,16 +57,36 @@ fn lines(status: &admin::Status) -> Vec<(&'static str, String)> {
         (
             "bytes",
             format!(
-                "{} from origins, {} from the store, {} to clients",
+                "{} from origins, {} from peers, {} from the store, {} to clients",
                 human::size(totals.origin_bytes),
+                human::size(totals.peer_bytes),
                 human::size(totals.store_bytes),
                 human::size(totals.client_bytes)
             ),
         ),
         ("connections", format!("{} open, {} shards", status.connections, status.shards)),
     ];
+    lines.extend(swarm(status.swarm.as_ref()));
     lines.extend(list("decisions", status.interception.decisions.iter()));
     lines.extend(list("kernel", status.kernel.iter()));
+    lines
+}
+
+fn swarm(swarm: Option<&admin::SwarmReport>) -> Vec<(&'static str, String)> {
+    let Some(swarm) = swarm else { return vec![("swarm", "off: nothing is shared".to_owned())] };
+    let error = swarm.error.as_ref().filter(|_| swarm.session != "up").map(|error| format!(": {error}"));
+    let mut lines = vec![
+        (
+            "swarm",
+            format!("{}, scheduler {} ({}{})", swarm.name, swarm.scheduler, swarm.session, error.unwrap_or_default()),
+        ),
+        ("sent", format!("{} to peers, {} pieces under way", human::size(swarm.sent_bytes), swarm.uploads)),
+    ];
+    let link = |link: &admin::LinkReport| {
+        let (bytes, rate) = (human::size(link.bytes), human::size(link.rate));
+        ("link", format!("{} at {}, {bytes} fetched, {rate}/s", link.peer, link.address))
+    };
+    lines.extend(swarm.links.iter().map(link));
     lines
 }
 

@@ -40,6 +40,7 @@ impl Config {
         self.check_times(&mut check);
         found.extend(self.check_ports());
         found.extend(self.check_intercept());
+        found.extend(self.check_swarm());
         found.extend(self.check_urls());
         found
     }
@@ -100,12 +101,58 @@ impl Config {
             ("listen.proxy", port(self.listen.proxy)),
             ("listen.admin", port(self.listen.admin)),
             ("listen.intercept_port", intercept),
+            ("scheduler.listen", port(self.scheduler.listen).filter(|_| self.scheduler.join.is_none())),
         ];
         for (index, (key, port)) in used.iter().enumerate() {
             let clash = used[..index].iter().find(|(_, other)| port.is_some_and(|port| port != 0) && other == port);
             if let (Some((other, _)), Some(port)) = (clash, port) {
                 return Some(CheckError { key, reason: format!("port {port} is already taken by {other}") });
             }
+        }
+        None
+    }
+
+    fn check_swarm(&self) -> Option<CheckError> {
+        let (swarm, scheduler) = (&self.swarm, &self.scheduler);
+        let wrong = |key, reason: &str| Some(CheckError { key, reason: reason.to_owned() });
+        let named = swarm.name.as_deref().is_none_or(pondhawk_scheduler::authority::is_peer_name);
+        let fixed = swarm.listen.0.is_none_or(|address| {
+            let shards = u16::try_from(self.shard_count()).unwrap_or(MAX_SHARDS);
+            address.port() != 0 && address.port().checked_add(shards).is_some()
+        });
+        let label = |(key, value): (&String, &String)| [key, value].iter().all(|text| (1..=63).contains(&text.len()));
+        if !named {
+            return wrong(
+                "swarm.name",
+                "must be 1 to 63 of a-z, 0-9, '.' and '-', and begin and end with a letter or digit",
+            );
+        }
+        if !fixed {
+            return wrong(
+                "swarm.listen",
+                "must name a port, since others are told it, with room for one a shard after it",
+            );
+        }
+        if swarm.link_mtu < 1280 {
+            return wrong("swarm.link_mtu", "must be at least 1280");
+        }
+        if swarm.labels.len() > 16 || !swarm.labels.iter().all(label) {
+            return wrong("swarm.labels", "must be at most 16, keys and values of 1 to 63 bytes");
+        }
+        if (1..MIB).contains(&swarm.upload_rate.0) {
+            return wrong("swarm.upload_rate", "must be 0 or at least 1MiB");
+        }
+        if swarm.uploads == 0 {
+            return wrong("swarm.uploads", "must be at least 1; swarm.listen: off shares nothing");
+        }
+        let place = |join: &String| {
+            join.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if !scheduler.join.as_ref().is_none_or(place) {
+            return wrong("scheduler.join", "must be host:port, as in scheduler.example:65100");
+        }
+        if scheduler.listen.0.is_some_and(|address| address.port() == 0) {
+            return wrong("scheduler.listen", "must name a port, since others are told it");
         }
         None
     }

@@ -1,6 +1,6 @@
 //! Sections of the configuration that carry their own documentation into `pondhawk config --example`.
 
-use std::{collections::BTreeMap, fmt::Write, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write, net::IpAddr, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -26,7 +26,7 @@ macro_rules! plain_values {
     ($($name:ty),* $(,)?) => {$( impl Keys for $name {} )*};
 }
 plain_values!(bool, u8, u16, u32, u64, usize, String, PathBuf, Listen, Mark, Period, Quota, Size);
-plain_values!(Option<PathBuf>, Option<Ipv4Addr>, Option<Ipv6Addr>, Option<Size>);
+plain_values!(Option<PathBuf>, Option<String>, Option<IpAddr>, Option<Ipv4Addr>, Option<Ipv6Addr>, Option<Size>);
 impl<T> Keys for Vec<T> {}
 impl<K, V> Keys for BTreeMap<K, V> {}
 

@@ -63,6 +63,8 @@ labels! {
         Origin = "origin",
         /// Read from the node's disk.
         Store = "store",
+        /// Other nodes.
+        Peers = "peers",
     }
 
     /// Who gave bytes that do not match their digest.

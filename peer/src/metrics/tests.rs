@@ -53,8 +53,16 @@ fn totals_add_up_both_ways_in() {
     metrics.received(Source::Origin, 5);
     metrics.received(Source::Store, 7);
     metrics.sent(12);
-    let expected =
-        Totals { requests: 3, hits: 2, joined: 0, misses: 1, origin_bytes: 5, store_bytes: 7, client_bytes: 12 };
+    let expected = Totals {
+        requests: 3,
+        hits: 2,
+        joined: 0,
+        misses: 1,
+        origin_bytes: 5,
+        peer_bytes: 0,
+        store_bytes: 7,
+        client_bytes: 12,
+    };
     assert_eq!(metrics.totals(), expected);
 }
 

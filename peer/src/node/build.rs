@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Node, NodeError, Tls};
+use super::{Cluster, Node, NodeError, Tls};
 use crate::{
     authorize::{AuthorizeOptions, Authorizer},
     config::{self, Config, InterceptMode, Switch},
@@ -45,6 +45,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
     let bundle = authority.write_bundle(&config.data_dir)?;
     tracing::debug!(path = %bundle.path.display(), "certificate bundle for clients");
     let store = open_store(&config)?;
+    let cluster = Cluster::build(&config, &authority)?.map(Arc::new);
     let (mut shares, mut bound) = bind_proxy(&config)?;
     let interceptor = start_interception(&config, &mut shares, &mut bound)?;
     let metrics = Metrics::new();
@@ -63,6 +64,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
         trust: Trust::default(),
         tasks: Tasks::new(config.limits.downloads as usize),
         origin: Arc::new(origin),
+        cluster,
         started: Instant::now(),
         drain: watch::Sender::new(false),
         config,

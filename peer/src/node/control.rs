@@ -45,6 +45,9 @@ async fn control(node: &Arc<Node>) -> Result<(), NodeError> {
     };
     first_beat(node).await;
     announce(node, admin.as_ref());
+    if let Some(cluster) = &node.cluster {
+        cluster.start(node);
+    }
     if let Some(admin) = admin {
         tokio::spawn(admin.serve(Arc::clone(&node.metrics), Arc::clone(node) as Arc<dyn Control>));
     }
@@ -145,6 +148,7 @@ impl Control for Node {
                 quota: usage.quota,
             },
             totals: self.metrics.totals(),
+            swarm: self.cluster.as_ref().map(|cluster| cluster.report()),
             interception: self.interception(),
             kernel: self.kernel(),
         }

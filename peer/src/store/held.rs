@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,12 +23,18 @@ use super::{
     layout,
     verify::DigestQueue,
 };
-use crate::{task::Bitmap, uring::Buf};
+use crate::{
+    task::{Bitmap, TaskId},
+    uring::Buf,
+};
 
 /// How long a commit waits for the task's index record to be durable.
 const RECORD_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a waiter offers the task to the digest thread again, in case its queue was full.
 const NUDGE_EVERY: Duration = Duration::from_secs(1);
+
+/// A piece that is held, and the BLAKE3 of its bytes.
+pub type Slot = (u32, [u8; 32]);
 
 /// What the SHA-256 of the whole says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +130,11 @@ pub(super) struct Links {
     pub(super) ops: Sender<Op>,
     pub(super) digests: Arc<DigestQueue>,
     pub(super) closing: Arc<AtomicBool>,
+    pub(super) found: Arc<OnceLock<Found>>,
 }
+
+/// Hears of a piece that an unclean stop left and that is good after all: its task, the task's bytes, and the piece.
+pub(super) type Found = Box<dyn Fn(TaskId, u64, u32) + Send + Sync>;
 
 /// One open task, shared by all shards.
 ///
@@ -205,16 +215,20 @@ impl Held {
 
     /// Writes `buf[..n]` at byte `at` of a piece, and nothing more: the piece does not count for it.
     ///
-    /// A piece that is held already is left as it is. Dropping the future is safe, but the write may land later.
+    /// What is held or may be served already is left as it is: a peer's bytes, which are proven only with the whole
+    /// piece, never take the place of bytes that a client may be reading. Dropping the future is safe, but the write may
+    /// land later.
     pub async fn write(&self, piece: u32, at: u32, buf: Buf, n: usize) -> (Result<(), StoreError>, Buf) {
         let offset = match self.place(piece, at, n as u64) {
             Ok(offset) => offset,
             Err(error) => return (Err(error), buf),
         };
-        if self.bitmap.get(piece) {
+        let valid = self.valid[piece as usize].load(Ordering::Acquire);
+        let there = (valid.saturating_sub(at) as usize).min(n);
+        if self.bitmap.get(piece) || there == n {
             return (Ok(()), buf);
         }
-        let (result, buf) = self.links.disk.write(&self.data, buf, 0..n, offset).await;
+        let (result, buf) = self.links.disk.write(&self.data, buf, there..n, offset + there as u64).await;
         (result.map_err(|error| self.write_error(error, n as u64)), buf)
     }
 
@@ -335,6 +349,17 @@ impl Held {
         }
     }
 
+    /// Resolves at the next commit, verdict or removal *after this call*: like [`Self::changed`], but not for advances.
+    pub fn counted(&self) -> Notified<'_> {
+        self.counted.notified()
+    }
+
+    /// BLAKE3 of the pieces that are held, from the piece table, in rising order. Blocks: one read of the whole table.
+    pub fn digests(&self) -> io::Result<Vec<Slot>> {
+        let slots = read_slots(&self.meta, &self.table)?.unwrap_or_default();
+        Ok(slots.into_iter().filter(|(piece, _)| self.bitmap.get(*piece)).collect())
+    }
+
     /// Whether the task was removed or evicted; its bytes stay readable here.
     pub fn is_removed(&self) -> bool {
         self.state.removed.load(Ordering::Acquire)
@@ -431,6 +456,14 @@ impl Held {
         }
     }
 
+    /// Counts a piece that an unclean stop left.
+    pub(super) fn count_found(&self, piece: u32) {
+        self.count(piece);
+        if let Some(found) = self.links.found.get() {
+            found(self.meta.id, self.meta.layout.len(), piece);
+        }
+    }
+
     /// Makes a slot say that the piece is not there.
     pub(super) async fn erase_slot(&self, piece: u32) -> Result<(), StoreError> {
         self.state.dirty.store(true, Ordering::Release);
@@ -456,11 +489,6 @@ impl Held {
     /// The task left the store.
     pub(super) fn wake_removed(&self) {
         self.wake_all();
-    }
-
-    /// Resolves at the next commit, verdict or removal after this call.
-    pub(super) fn counted(&self) -> Notified<'_> {
-        self.counted.notified()
     }
 
     /// The end of the run of whole pieces that are held and cover the bytes from `offset`.
@@ -551,12 +579,22 @@ fn initial_verdict(meta: &TaskMeta, state: &State, complete: bool) -> Verdict {
 }
 
 fn open_files(meta: &TaskMeta, data: &Path, table: &Path) -> io::Result<Option<Files>> {
-    use std::os::unix::fs::FileExt;
-    let open = |path| match File::options().read(true).write(true).open(path) {
+    let (Some(data), Some(table)) = (open_existing(data)?, open_existing(table)?) else { return Ok(None) };
+    let complete = data.metadata()?.len() == meta.layout.len();
+    let slots = read_slots(meta, &table)?.filter(|_| complete);
+    Ok(slots.map(|slots| Files { data: Arc::new(data), table: Arc::new(table), slots }))
+}
+
+fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match File::options().read(true).write(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
-    };
-    let (Some(data), Some(table)) = (open(data)?, open(table)?) else { return Ok(None) };
+    }
+}
+
+/// The slots that a task's table has. `None` if it is another task's.
+pub(super) fn read_slots(meta: &TaskMeta, table: &File) -> io::Result<Option<Vec<Slot>>> {
+    use std::os::unix::fs::FileExt;
     // Not `metadata().len()`: the length comes from our own layout, whatever the file claims.
     let mut bytes = vec![0; usize::try_from(layout::table_len(meta.layout)).map_err(io::Error::other)?];
     let mut filled = 0;
@@ -567,7 +605,5 @@ fn open_files(meta: &TaskMeta, data: &Path, table: &Path) -> io::Result<Option<F
         }
     }
     bytes.truncate(filled);
-    let complete = data.metadata()?.len() == meta.layout.len();
-    let slots = layout::decode_table(&meta.id, meta.layout, &bytes).filter(|_| complete);
-    Ok(slots.map(|slots| Files { data: Arc::new(data), table: Arc::new(table), slots }))
+    Ok(layout::decode_table(&meta.id, meta.layout, &bytes))
 }

@@ -6,6 +6,7 @@ mod error;
 pub mod evict;
 mod held;
 mod index;
+mod inventory;
 mod keeper;
 pub mod layout;
 mod paths;
@@ -17,10 +18,7 @@ use std::{
     fs::File,
     io,
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -28,8 +26,9 @@ use std::{
 use tokio::sync::oneshot;
 
 pub use error::StoreError;
-pub use held::{Held, User, Verdict};
+pub use held::{Held, Slot, User, Verdict};
 pub use index::IndexError;
+pub use inventory::Holding;
 
 use backend::{Backend, Disk};
 use held::{Files, Links, State};
@@ -208,7 +207,7 @@ impl Store {
             index: keeper::start(recovered.index, Arc::clone(&shelf), queue, recovered.lock)
                 .map_err(StoreError::disk("start the index thread"))?,
         };
-        let links = Links { disk, ops, digests, closing: Arc::new(AtomicBool::new(false)) };
+        let links = Links { disk, ops, digests, closing: Arc::default(), found: Arc::default() };
         let creating = std::array::from_fn(|_| tokio::sync::Mutex::new(()));
         Ok(Arc::new(Self { shelf, links, creating, threads: Mutex::new(Some(threads)) }))
     }

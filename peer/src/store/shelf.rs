@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -32,6 +32,7 @@ pub(super) struct Shelf {
     inner: Mutex<Inner>,
     next_generation: AtomicU64,
     clock: AtomicU64,
+    removed: OnceLock<Box<dyn Fn(TaskId) + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -77,6 +78,7 @@ impl Shelf {
             inner: Mutex::new(Inner { entries, reserved, ..Inner::default() }),
             next_generation: AtomicU64::new(generations),
             clock: AtomicU64::new(newest),
+            removed: OnceLock::new(),
         }
     }
 
@@ -208,6 +210,25 @@ impl Shelf {
         self.lock().entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.state))).collect()
     }
 
+    /// Has `hook` called for every task that leaves from now on, under the lock: whoever makes the task anew comes later.
+    pub(super) fn on_removed(&self, hook: Box<dyn Fn(TaskId) + Send + Sync>) -> bool {
+        self.removed.set(hook).is_ok()
+    }
+
+    /// Every task with what is known of it, whether it is open or not; uses are not touched.
+    pub(super) fn snapshot(&self) -> Vec<(TaskMeta, Arc<State>, Option<Arc<Held>>)> {
+        let inner = self.lock();
+        let all = inner.entries.values();
+        all.map(|entry| (entry.meta.clone(), Arc::clone(&entry.state), entry.held.upgrade())).collect()
+    }
+
+    /// As [`Self::snapshot`], of one task.
+    pub(super) fn peek(&self, id: &TaskId) -> Option<(TaskMeta, Arc<State>, Option<Arc<Held>>)> {
+        let inner = self.lock();
+        let entry = inner.entries.get(id)?;
+        Some((entry.meta.clone(), Arc::clone(&entry.state), entry.held.upgrade()))
+    }
+
     /// Lets go of idle open files.
     pub(super) fn close_idle(&self) {
         let recent = std::mem::take(&mut self.lock().recent);
@@ -243,6 +264,9 @@ impl Shelf {
         self.paths.discard(id, entry.state.generation);
         if let Some(held) = entry.held.upgrade() {
             held.wake_removed();
+        }
+        if let Some(removed) = self.removed.get() {
+            removed(*id);
         }
         Some(Gone { id: *id, generation: entry.state.generation })
     }

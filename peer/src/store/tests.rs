@@ -2,6 +2,7 @@
 
 mod crash;
 mod faults;
+mod inventory;
 mod life;
 mod room;
 

@@ -138,7 +138,7 @@ impl Job {
                 continue;
             }
             match self.hash_piece(piece).await {
-                Ok(digest) if digest == expected => self.held.count(piece),
+                Ok(digest) if digest == expected => self.held.count_found(piece),
                 result => {
                     let error = result.err();
                     tracing::warn!(task = %self.held.meta.id, piece, ?error, "a stored piece is not what it was; dropped");

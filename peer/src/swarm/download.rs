@@ -1,7 +1,16 @@
 //! The download of one task as a state machine [pure]: events in, actions out, no clock and no I/O.
 //!
-//! Times are durations since any fixed moment. A piece is *held*, *claimed* by one run, or free; a run is a sequence of
-//! consecutive pieces fetched by one request, *active* or *parked* until it may be tried again from the byte where it stopped.
+//! Times are durations since any fixed moment. A piece is *held*, *busy* with one run or one link, or free; a run is a
+//! sequence of consecutive pieces fetched from the origin by one request, *active* or *parked* until it may be tried again from
+//! the byte where it stopped; a link is a peer that is asked for single pieces whose digest is known.
+//!
+//! While a scheduler leads, only pieces that it leased are fetched from the origin; what links have comes from them. A piece
+//! that a reader stands before and nobody brings is fetched without a lease in the end.
+
+mod bits;
+mod leases;
+mod links;
+mod plan;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,11 +20,16 @@ use std::{
 
 use super::retry::{Backoff, Class, Jitter};
 use crate::task::{Bitmap, Layout};
+use bits::Bits;
+use leases::Leases;
+use links::Links;
 
 /// URLs of clients that are kept for one download; beyond it the oldest goes.
 pub const MAX_SOURCES: usize = 16;
 /// How long a run waits that found all of the node's connections to the host busy.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// After so many refusals in a row for want of capacity the scheduler hears of it.
+const THROTTLED_OFTEN: u32 = 3;
 
 /// Settings of a download.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +40,9 @@ pub struct Policy {
     pub max_runs: usize,
     /// Bytes in a run at most (at least one piece): long enough to hide a round trip, short enough to spread the tail.
     pub run_len: u64,
+    /// The same under a scheduler, which may give the rest of a lease to others at any time, and while there are links, to
+    /// whom it does: what runs have begun should not be much of the task.
+    pub led_run_len: [u64; 2],
     /// How failures are borne.
     pub backoff: Backoff,
     /// Whether the whole task is fetched after its last reader left.
@@ -37,7 +54,15 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         let backoff = Backoff::default();
-        Self { first_runs: 4, max_runs: 16, run_len: 16 << 20, backoff, finish_alone: false, seed: 0 }
+        Self {
+            first_runs: 4,
+            max_runs: 16,
+            run_len: 16 << 20,
+            led_run_len: [4 << 20, 1 << 20],
+            backoff,
+            finish_alone: false,
+            seed: 0,
+        }
     }
 }
 
@@ -48,6 +73,23 @@ pub struct RunId(pub u64);
 /// Names one client's URL and headers; given by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourceId(pub u64);
+
+/// Names a connection to a peer; never used twice in a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// Who decides what is fetched from the origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leader {
+    /// This node alone.
+    None,
+    /// A scheduler whose session was lost: its leases go on for a while.
+    Lost,
+    /// A scheduler that knows what it told this download before.
+    Same,
+    /// A scheduler that knows nothing of earlier leases.
+    New,
+}
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -99,6 +141,73 @@ pub enum Event {
         /// Names it in `Fetch`.
         source: SourceId,
     },
+    /// From now on this one leads. The first such event makes the download tell what it wants.
+    Led(Leader),
+    /// These pieces may be fetched from the origin; an id told before gets other ones.
+    Leased {
+        /// Names it.
+        lease: u64,
+        /// Consecutive.
+        pieces: Range<u32>,
+    },
+    /// The lease is over.
+    LeaseEnded {
+        /// Which one.
+        lease: u64,
+    },
+    /// A peer can be asked.
+    LinkUp {
+        /// Chosen by the driver.
+        link: LinkId,
+    },
+    /// It has these pieces.
+    LinkHas {
+        /// Which one.
+        link: LinkId,
+        /// Consecutive.
+        pieces: Range<u32>,
+    },
+    /// It has nothing of the task any more.
+    LinkForgot {
+        /// Which one.
+        link: LinkId,
+    },
+    /// It wants to be left alone.
+    LinkBusy {
+        /// Which one.
+        link: LinkId,
+        /// For how long.
+        pause: Duration,
+    },
+    /// It is over. What is still asked of it is answered for one by one.
+    LinkDown {
+        /// Which one.
+        link: LinkId,
+    },
+    /// The digests of these pieces are known.
+    Known {
+        /// Consecutive.
+        pieces: Range<u32>,
+    },
+    /// The digest of the piece is void.
+    Disputed {
+        /// Which one.
+        piece: u32,
+    },
+    /// A piece that was asked for came, verified and durable.
+    PeerPiece {
+        /// From whom.
+        link: LinkId,
+        /// Now held.
+        piece: u32,
+    },
+    /// It did not come, for whatever reason; nothing writes at it any more.
+    PeerFailed {
+        /// From whom.
+        link: LinkId,
+        /// Free again.
+        piece: u32,
+    },
 }
 
 /// What the driver must do.
@@ -114,7 +223,60 @@ pub enum Action {
     Done,
     /// Waiting readers get no more bytes. After [`Reason::Credentials`] a new URL revives the download.
     Fail(Reason),
+    /// Ask a peer for a piece.
+    Ask {
+        /// Whom.
+        link: LinkId,
+        /// For what.
+        piece: u32,
+    },
+    /// Stop what was asked for; it is answered for by [`Event::PeerFailed`], or has come.
+    Stop {
+        /// Of whom.
+        link: LinkId,
+        /// What.
+        piece: u32,
+    },
+    /// What is left of a lease goes back to the scheduler.
+    Return {
+        /// Which one.
+        lease: u64,
+        /// Why.
+        why: GiveBack,
+    },
+    /// What this node wants of the task now.
+    Tell(Wanted),
 }
+
+/// Why a lease goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GiveBack {
+    /// No client's URL is accepted any more.
+    Expired,
+    /// The origin asks for less.
+    Throttled(Option<Duration>),
+    /// It failed too often.
+    Failed,
+    /// Nobody here waits for it.
+    Unneeded,
+}
+
+/// What a node wants of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing.
+    Nothing,
+    /// Pieces.
+    Pieces {
+        /// Whether there is a URL to fetch with.
+        can_fetch: bool,
+        /// Rising runs, at most [`MAX_WANTED`]; none: all.
+        runs: Option<Vec<Range<u32>>>,
+    },
+}
+
+/// Runs in [`Wanted::Pieces`]; what is beyond is told when earlier ones are held.
+pub const MAX_WANTED: usize = 64;
 
 /// One request to the origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +312,9 @@ pub enum Reason {
 pub struct Download {
     layout: Layout,
     policy: Policy,
-    held: Bitmap,
+    held: Bits,
+    /// Pieces that a run or a link brings.
+    busy: Bits,
     ranged: bool,
     wants: BTreeMap<u64, Want>,
     served_last: u64,
@@ -161,10 +325,23 @@ pub struct Download {
     phase: Phase,
     queued: VecDeque<Action>,
     jitter: Jitter,
+    links: Links,
+    leases: Leases,
+    /// When a link last brought a piece.
+    fed: Option<Duration>,
+    /// Set once there is somebody to tell.
+    told: Option<Wanted>,
+    may_tell: Duration,
+    next_look: Duration,
 }
 
 struct Want {
+    /// From the first piece that is not held.
     pieces: Range<u32>,
+    /// As it was asked for.
+    all: Range<u32>,
+    /// The piece it stands before, and since when.
+    stands: (u32, Duration),
 }
 
 struct Run {
@@ -187,14 +364,16 @@ enum Phase {
 impl Download {
     /// A download of what `held` lacks. `ranged`: whether the origin serves ranges, as far as is known.
     pub fn new(layout: Layout, held: &Bitmap, ranged: bool, policy: Policy) -> Self {
-        let copy = Bitmap::new(layout.pieces());
-        for piece in (0..layout.pieces()).filter(|piece| held.get(*piece)) {
+        let pieces = layout.pieces();
+        let mut copy = Bits::new(pieces);
+        for piece in (0..pieces).filter(|piece| held.get(*piece)) {
             copy.set(piece);
         }
         Self {
             layout,
             policy,
             held: copy,
+            busy: Bits::new(pieces),
             ranged,
             wants: BTreeMap::new(),
             served_last: 0,
@@ -205,15 +384,21 @@ impl Download {
             phase: Phase::Running,
             queued: VecDeque::new(),
             jitter: Jitter::new(policy.seed),
+            links: Links::new(pieces, layout.piece_len(), policy.seed),
+            leases: Leases::new(pieces),
+            fed: None,
+            told: None,
+            may_tell: Duration::ZERO,
+            next_look: Duration::ZERO,
         }
     }
 
-    /// Takes note of an event. Events of runs that are over are ignored.
+    /// Takes note of an event. Events of runs and links that are over are ignored.
     pub fn handle(&mut self, now: Duration, event: Event) {
         match event {
             Event::Want { reader, bytes } => {
-                let pieces = self.layout.covering(bytes.start..bytes.end.min(self.layout.len()));
-                self.wants.insert(reader, Want { pieces });
+                let all = self.layout.covering(bytes.start..bytes.end.min(self.layout.len()));
+                self.wants.insert(reader, Want { pieces: all.clone(), stands: (all.start, now), all });
             }
             Event::Unwant { reader } => self.unwant(reader),
             Event::Progress { run, piece, valid } => self.progress(run, piece, valid),
@@ -222,41 +407,83 @@ impl Download {
                 self.limit = (self.limit + 1).min(self.policy.max_runs.max(1));
                 self.progress(run, piece + 1, 0);
             }
-            Event::RunEnded { run } => self.runs.retain(|other| other.id != run),
+            Event::RunEnded { run } => self.end_run(run),
             Event::RunFailed { run, class } => self.run_failed(now, run, class),
             Event::DiskFailed => self.fail(Reason::Disk),
             Event::UrlOffered { source } => self.url_offered(source),
+            Event::Led(leader) => self.led(now, leader),
+            Event::Leased { lease, pieces } => self.leased(lease, pieces),
+            Event::LeaseEnded { lease } => {
+                self.leases.remove(lease);
+                self.trim_unleased();
+            }
+            Event::LinkUp { link } => self.links.up(link),
+            Event::LinkHas { link, pieces } => self.links.has(link, pieces),
+            Event::LinkForgot { link } => self.links.forgot(link),
+            Event::LinkBusy { link, pause } => self.links.pause(link, now + pause),
+            Event::LinkDown { link } => {
+                let stopped = self.links.down(link);
+                self.queued.extend(stopped.into_iter().map(|piece| Action::Stop { link, piece }));
+            }
+            Event::Known { pieces } => self.links.known(pieces),
+            Event::Disputed { piece } => self.links.disputed(piece),
+            Event::PeerPiece { link, piece } => {
+                let bytes = self.layout.bytes_of(piece);
+                self.answered(now, link, piece, Some(bytes.end - bytes.start));
+                self.held.set(piece);
+                self.fed = Some(now);
+            }
+            Event::PeerFailed { link, piece } => self.answered(now, link, piece, None),
         }
     }
 
     /// The next thing to do, `None` until the next event or [`Download::poll_timeout`].
     pub fn poll(&mut self, now: Duration) -> Option<Action> {
+        if self.phase != Phase::Ended && self.told.is_some() {
+            self.look(now);
+        }
         if let Some(action) = self.queued.pop_front() {
             return Some(action);
         }
         if self.phase == Phase::Ended {
             return None;
         }
-        if self.held.is_full() && self.runs.is_empty() {
+        if self.held.is_full() && self.runs.is_empty() && !self.links.any_asked() {
             self.phase = Phase::Ended;
             return Some(Action::Done);
         }
-        let Some(source) = self.sources.front().copied() else { return self.starve() };
-        self.resume(now, source).or_else(|| self.begin(source))
+        if let Some(told) = self.tell(now) {
+            return Some(told);
+        }
+        let fetch = match self.sources.front().copied() {
+            Some(source) => self.resume(now, source).or_else(|| self.begin(source)),
+            None => self.starve(),
+        };
+        fetch.or_else(|| self.ask(now))
     }
 
     /// When to poll again without an event.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let full = self.active() >= self.slots();
-        let stuck = full || self.sources.is_empty() || self.phase == Phase::Ended;
-        if stuck { None } else { self.runs.iter().filter_map(|run| run.parked).min() }
+        if self.phase == Phase::Ended {
+            return None;
+        }
+        let stuck = self.active() >= self.slots() || self.sources.is_empty();
+        let parked = self.runs.iter().filter_map(|run| run.parked).min().filter(|_| !stuck);
+        let look = (self.told.is_some() && !self.wants.is_empty()).then_some(self.next_look);
+        parked.into_iter().chain(look).min()
     }
 
     /// Whether nothing runs, waits or is wanted: it may be put away.
     pub fn is_idle(&self) -> bool {
         // Without a URL the parked runs wait for nothing that comes by itself.
         let at_rest = self.runs.is_empty() || self.phase == Phase::Starved && self.active() == 0;
-        at_rest && self.queued.is_empty() && (self.wants.is_empty() || self.phase == Phase::Ended)
+        let quiet = at_rest && self.queued.is_empty() && !self.links.any_asked();
+        quiet && (self.wants.is_empty() || self.phase == Phase::Ended)
+    }
+
+    /// The lease that a piece is in.
+    pub fn lease_of(&self, piece: u32) -> Option<u64> {
+        self.leases.of(piece)
     }
 
     fn unwant(&mut self, reader: u64) {
@@ -264,13 +491,16 @@ impl Download {
         if !self.wants.is_empty() || self.policy.finish_alone {
             return;
         }
-        self.runs.retain(|run| run.parked.is_none());
+        let parked: Vec<RunId> = self.runs.iter().filter(|run| run.parked.is_some()).map(|run| run.id).collect();
+        parked.into_iter().for_each(|run| self.end_run(run));
         self.queued.extend(self.runs.iter().map(|run| Action::Trim(run.id)));
     }
 
     fn progress(&mut self, run: RunId, piece: u32, valid: u32) {
         if let Some(run) = self.runs.iter_mut().find(|other| other.id == run) {
-            run.pieces.start = piece.min(run.pieces.end);
+            let start = piece.min(run.pieces.end);
+            self.busy.clear_run(run.pieces.start..start);
+            run.pieces.start = start;
             run.from = valid;
             run.failures = 0;
         }
@@ -293,6 +523,7 @@ impl Download {
                 let expired = self.runs[index].source;
                 self.sources.retain(|source| *source != expired);
                 self.park(index, now);
+                self.return_if_expired();
             }
             Class::Busy => self.park(index, now + BUSY_PAUSE),
             Class::Transient { after, throttled } => self.retry(index, now, after, throttled),
@@ -307,30 +538,54 @@ impl Download {
             self.limit = (self.limit / 2).max(1);
         }
         self.runs[index].failures += 1;
-        match self.policy.backoff.delay(self.runs[index].failures, after, &mut self.jitter) {
-            Some(delay) => self.park(index, now + delay),
-            None => self.give_up(index, Reason::Exhausted),
+        let lease = self.leases.of(self.runs[index].pieces.start).filter(|_| !self.links.is_empty());
+        match (self.policy.backoff.delay(self.runs[index].failures, after, &mut self.jitter), lease) {
+            // Others may have better luck.
+            (_, Some(lease)) if throttled && self.runs[index].failures >= THROTTLED_OFTEN => {
+                self.hand_back(index, lease, GiveBack::Throttled(after));
+            }
+            (Some(delay), _) => self.park(index, now + delay),
+            (None, Some(lease)) => self.hand_back(index, lease, GiveBack::Failed),
+            (None, None) => self.give_up(index, Reason::Exhausted),
         }
+    }
+
+    fn hand_back(&mut self, failed: usize, lease: u64, why: GiveBack) {
+        let run = self.runs[failed].id;
+        self.end_run(run);
+        self.leases.remove(lease);
+        self.queued.push_back(Action::Return { lease, why });
+        self.trim_unleased();
     }
 
     /// Keeps a run for later, unless nobody waits for it or it has nothing left to fetch.
     fn park(&mut self, index: usize, until: Duration) {
         let unwanted = self.wants.is_empty() && !self.policy.finish_alone;
         match unwanted || self.runs[index].pieces.is_empty() {
-            true => drop(self.runs.swap_remove(index)),
+            true => self.end_run(self.runs[index].id),
             false => self.runs[index].parked = Some(until),
         }
     }
 
-    /// From now on one request at a time for everything.
+    /// The run is over; what it did not bring is free again.
+    fn end_run(&mut self, id: RunId) {
+        if let Some(index) = self.runs.iter().position(|run| run.id == id) {
+            let run = self.runs.swap_remove(index);
+            self.busy.clear_run(run.pieces);
+        }
+    }
+
+    /// From now on one request at a time for everything, and nothing to share in: a lease is a part.
     fn go_whole(&mut self, failed: usize) {
         self.ranged = false;
-        self.runs.swap_remove(failed);
+        self.end_run(self.runs[failed].id);
         self.cancel_all();
+        let back = self.leases.take().into_iter().map(|lease| Action::Return { lease, why: GiveBack::Failed });
+        self.queued.extend(back);
     }
 
     fn give_up(&mut self, failed: usize, reason: Reason) {
-        self.runs.swap_remove(failed);
+        self.end_run(self.runs[failed].id);
         self.fail(reason);
     }
 
@@ -343,8 +598,12 @@ impl Download {
     }
 
     fn cancel_all(&mut self) {
-        let active = self.runs.drain(..).filter(|run| run.parked.is_none());
-        self.queued.extend(active.map(|run| Action::Cancel(run.id)));
+        for run in std::mem::take(&mut self.runs) {
+            self.busy.clear_run(run.pieces);
+            if run.parked.is_none() {
+                self.queued.push_back(Action::Cancel(run.id));
+            }
+        }
     }
 
     /// Without a URL: what runs may finish; then waiting readers must know.
@@ -383,88 +642,22 @@ impl Download {
 
     /// A new run, if there is a slot (parked runs keep theirs) and something to fetch.
     fn begin(&mut self, source: SourceId) -> Option<Action> {
-        if self.runs.len() >= self.slots() {
+        if self.runs.len() >= self.slots() || !self.ranged && self.links.any_asked() {
             return None;
         }
         let pieces = self.pick()?;
         let id = RunId(self.next_run);
         self.next_run += 1;
+        self.busy.set_run(pieces.clone());
         self.runs.push(Run { id, pieces: pieces.clone(), from: 0, source, failures: 0, parked: None });
         Some(Action::Fetch(Fetch { run: id, pieces, from: 0, source, whole: !self.ranged }))
-    }
-
-    /// The next pieces to fetch: first a piece that a reader stands before, readers taking turns; then the next free
-    /// piece of a reader; without readers the first free piece at all.
-    fn pick(&mut self) -> Option<Range<u32>> {
-        self.wants.values_mut().for_each(|want| skip_held(&self.held, want));
-        if self.wants.is_empty() {
-            let all = 0..self.layout.pieces();
-            let first = self.policy.finish_alone.then(|| self.first_free(all.clone())).flatten()?;
-            return Some(self.extend(first, all.end));
-        }
-        let after = self.wants.range(self.served_last + 1..).chain(self.wants.range(..=self.served_last));
-        let turns: Vec<_> = after.map(|(reader, want)| (*reader, want.pieces.clone())).collect();
-        let stands = |(_, pieces): &&(u64, Range<u32>)| !pieces.is_empty() && !self.is_claimed(pieces.start);
-        let urgent = turns.iter().find(stands).map(|(reader, pieces)| (*reader, pieces.start, pieces.end));
-        let next = || {
-            let mut free = turns.iter().map(|(reader, pieces)| (*reader, self.first_free(pieces.clone()), pieces.end));
-            free.find_map(|(reader, first, end)| first.map(|first| (reader, first, end)))
-        };
-        let (reader, first, end) = urgent.or_else(next)?;
-        self.served_last = reader;
-        Some(self.extend(first, end))
-    }
-
-    /// From `first` on, free pieces up to `end`: not past a run's length, nor past a free piece that another reader stands before.
-    fn extend(&self, first: u32, end: u32) -> Range<u32> {
-        if !self.ranged {
-            let last = self.wants.values().map(|want| want.pieces.end).max().unwrap_or(end);
-            return first..last.max(end);
-        }
-        let longest = first.saturating_add(self.run_pieces(first, end)).min(end);
-        let stops = |piece: &u32| {
-            let stood_before = self.wants.values().any(|want| want.pieces.start == *piece && !want.pieces.is_empty());
-            self.held.get(*piece) || self.is_claimed(*piece) || stood_before
-        };
-        first..(first + 1..longest).find(stops).unwrap_or(longest)
-    }
-
-    /// Pieces in a run: what is left is cut so that every slot gets two more runs, up to the policy's length.
-    fn run_pieces(&self, first: u32, end: u32) -> u32 {
-        let longest =
-            u32::try_from(self.policy.run_len / u64::from(self.layout.piece_len())).unwrap_or(u32::MAX).max(1);
-        let share = u32::try_from(2 * self.policy.max_runs.max(1)).unwrap_or(u32::MAX);
-        let enough = longest.saturating_mul(share) as usize;
-        let free = (first..end).filter(|piece| !self.held.get(*piece) && !self.is_claimed(*piece)).take(enough).count();
-        u32::try_from(free).unwrap_or(u32::MAX).div_ceil(share).clamp(1, longest)
-    }
-
-    fn first_free(&self, pieces: Range<u32>) -> Option<u32> {
-        let mut at = pieces.start;
-        while at < pieces.end {
-            match self.claim_over(at) {
-                Some(claim) => at = claim.end,
-                None if self.held.get(at) => at += 1,
-                None => return Some(at),
-            }
-        }
-        None
-    }
-
-    fn is_claimed(&self, piece: u32) -> bool {
-        self.claim_over(piece).is_some()
-    }
-
-    fn claim_over(&self, piece: u32) -> Option<Range<u32>> {
-        self.runs.iter().map(|run| run.pieces.clone()).find(|pieces| pieces.contains(&piece))
     }
 }
 
 /// Moves a reader's start to the piece that it stands before; held pieces stay held, so it never moves back.
-fn skip_held(held: &Bitmap, want: &mut Want) {
-    while !want.pieces.is_empty() && held.get(want.pieces.start) {
-        want.pieces.start += 1;
-    }
+fn skip_held(held: &Bits, want: &mut Want) {
+    let word = |index: usize| !held.word(index);
+    want.pieces.start = bits::first(want.pieces.clone(), word).unwrap_or(want.pieces.end);
 }
 
 #[cfg(test)]

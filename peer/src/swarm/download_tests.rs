@@ -231,6 +231,9 @@ impl World {
                 Action::Done => self.finished = true,
                 Action::Fail(Reason::Credentials) => self.offer(),
                 Action::Fail(reason) => self.failed = Some(reason),
+                Action::Ask { .. } | Action::Stop { .. } | Action::Return { .. } | Action::Tell(_) => {
+                    panic!("there are no other nodes: {action:?}")
+                }
             }
         }
     }

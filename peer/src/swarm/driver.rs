@@ -20,13 +20,16 @@ use tokio::{
 };
 
 use super::{
-    download::{Action, Download, Event, Fetch, MAX_SOURCES, Policy, Reason, RunId, SourceId},
+    download::{Action, Download, Event, Fetch, LinkId, MAX_SOURCES, Policy, Reason, RunId, SourceId},
+    exchange::Told,
     origin::{Expected, Origin, OriginError, OriginRequest, Probe},
     run::{Report, Run, RunError, Tools},
+    share::{Fetched, Share, Sharing},
 };
 use crate::{
     store::{Held, StoreError},
     uring::Pool,
+    wire::{FetchError, PeerId},
 };
 
 /// Readers of one download at once; more are turned away to be served without it.
@@ -117,6 +120,7 @@ pub(super) struct Shared {
     wake: Notify,
     status: watch::Sender<Status>,
     pub(super) from_origin: AtomicU64,
+    pub(super) from_peers: AtomicU64,
 }
 
 #[derive(Default)]
@@ -134,13 +138,21 @@ enum Command {
 }
 
 /// Starts a download into `held` on the calling shard (a tokio-uring runtime). Nothing is fetched until a reader wants it
-/// ([`Handle::want`]), unless the policy lets downloads finish alone.
-pub fn start(held: Arc<Held>, origin: Arc<Origin>, pool: Pool, first: Offer, options: DriverOptions) -> Handle {
+/// ([`Handle::want`]), unless the policy lets downloads finish alone. With `sharing`, pieces also come from other nodes.
+pub fn start(
+    held: Arc<Held>,
+    origin: Arc<Origin>,
+    pool: Pool,
+    first: Offer,
+    sharing: Option<Sharing>,
+    options: DriverOptions,
+) -> Handle {
     let shared = Arc::new(Shared {
         inbox: Mutex::default(),
         wake: Notify::new(),
         status: watch::Sender::new(Status::Running),
         from_origin: AtomicU64::new(0),
+        from_peers: AtomicU64::new(0),
     });
     let handle = Handle { shared: Arc::clone(&shared) };
     let ranged = first.probe.ranges;
@@ -149,7 +161,14 @@ pub fn start(held: Arc<Held>, origin: Arc<Origin>, pool: Pool, first: Offer, opt
         let user = held.user();
         // A timeout only means that pieces which may be there are fetched again.
         let _ = timeout(CHECK_DEADLINE, held.checked()).await;
-        Driver::new(held, origin, pool, shared, ranged, options).drive().await;
+        let mut driver = Driver::new(Arc::clone(&held), origin, pool, shared, ranged, options);
+        if let Some(sharing) = sharing {
+            // Before anything is fetched: a scheduler may lead.
+            let standing = sharing.exchange.standing();
+            driver.share = Some(Share::new(sharing, held, driver.tools.reporter.clone()));
+            driver.hear(vec![Told::Standing(standing)]);
+        }
+        driver.drive().await;
         drop(user);
     };
     tokio_uring::spawn(driver);
@@ -200,6 +219,11 @@ impl Handle {
     /// Bytes of bodies received from the origin so far.
     pub fn origin_bytes(&self) -> u64 {
         self.shared.from_origin.load(Ordering::Relaxed)
+    }
+
+    /// Bytes received from other nodes so far.
+    pub fn peer_bytes(&self) -> u64 {
+        self.shared.from_peers.load(Ordering::Relaxed)
     }
 
     /// Whether both lead to the same download.
@@ -268,6 +292,7 @@ fn revive(status: &mut Status) -> bool {
 struct Driver {
     machine: Download,
     tools: Rc<Tools>,
+    share: Option<Share>,
     shared: Arc<Shared>,
     reports: mpsc::Receiver<Report>,
     runs: HashMap<RunId, Running>,
@@ -301,6 +326,7 @@ impl Driver {
         Self {
             machine,
             tools: Rc::new(tools),
+            share: None,
             shared,
             reports,
             runs: HashMap::new(),
@@ -320,6 +346,7 @@ impl Driver {
             self.take_commands();
             while let Some(action) = self.machine.poll(self.now()) {
                 if let Some(end) = self.act(action) {
+                    self.quiet().await;
                     return self.shared.close(end);
                 }
             }
@@ -333,6 +360,19 @@ impl Driver {
         }
     }
 
+    /// Until no peer's bytes are being written any more: the next download of the task may begin at once.
+    async fn quiet(&mut self) {
+        let Some(share) = &mut self.share else { return };
+        share.stop_all();
+        while share.is_fetching() {
+            match self.reports.recv().await {
+                Some(Report::Fetched { link, piece, .. }) => share.forget(link, piece),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
     /// For a command, a report, or the time to look again.
     async fn wait(&mut self, idle: bool) {
         let linger = idle.then(|| self.idle_since + self.options.linger);
@@ -343,10 +383,26 @@ impl Driver {
                 None => pending().await,
             }
         };
+        let told = async {
+            match &self.share {
+                Some(share) => share.told().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             report = self.reports.recv() => if let Some(report) = report { self.note(report) },
             () = self.shared.wake.notified() => {}
+            told = told => self.hear(told),
             () = alarm => {}
+        }
+    }
+
+    /// What the scheduler told.
+    fn hear(&mut self, told: Vec<Told>) {
+        let (now, pieces) = (self.now(), self.tools.held.meta.layout.pieces());
+        for told in told {
+            let events = self.share.as_mut().map(|share| share.hear(told, pieces)).unwrap_or_default();
+            events.into_iter().for_each(|event| self.machine.handle(now, event));
         }
     }
 
@@ -384,7 +440,11 @@ impl Driver {
 
     fn note(&mut self, report: Report) {
         let event = match report {
-            Report::Event(event) => event,
+            Report::Event(event) => self.keep_alive(event),
+            Report::Done { run, piece, digest } => {
+                self.share.iter().for_each(|share| share.piece_done(piece, digest));
+                Event::PieceDone { run, piece }
+            }
             Report::Failed(run, RunError::Origin(error)) => {
                 let class = error.class();
                 tracing::debug!(%error, ?class, "a run failed");
@@ -392,15 +452,48 @@ impl Driver {
                 self.last_error = Some(Arc::new(error));
                 Event::RunFailed { run, class }
             }
-            Report::Failed(_, RunError::Store(error)) => {
-                self.store_error = Some(Arc::new(error));
-                Event::DiskFailed
-            }
+            Report::Failed(_, RunError::Store(error)) => self.disk_failed(error),
+            Report::LinkUp(id, link) => match &mut self.share {
+                Some(share) => share.link_up(id, link),
+                None => return,
+            },
+            Report::LinkDown(id) => match &mut self.share {
+                Some(share) => share.link_down(id),
+                None => return,
+            },
+            Report::Fetched { link, peer, piece, result } => return self.fetched(link, &peer, piece, result),
         };
         if let Event::RunEnded { run } | Event::RunFailed { run, .. } = event {
             self.runs.remove(&run);
         }
         self.machine.handle(self.now(), event);
+    }
+
+    fn fetched(&mut self, link: LinkId, peer: &PeerId, piece: u32, result: Fetched) {
+        let Some(share) = &mut self.share else { return };
+        let now = self.begun.elapsed();
+        for event in share.fetched(link, peer, piece, &result) {
+            self.machine.handle(now, event);
+        }
+        if let Err(FetchError::Store(error)) = result {
+            let event = self.disk_failed(error);
+            self.machine.handle(now, event);
+        }
+    }
+
+    fn disk_failed(&mut self, error: StoreError) -> Event {
+        self.store_error = Some(Arc::new(error));
+        Event::DiskFailed
+    }
+
+    /// Bytes of a lease that come before a piece completes keep it.
+    fn keep_alive(&mut self, event: Event) -> Event {
+        if let (Some(share), Event::Progress { piece, .. }) = (&mut self.share, &event)
+            && let Some(lease) = self.machine.lease_of(*piece)
+        {
+            share.moved(lease);
+        }
+        event
     }
 
     /// Carries an action out; the final status if it was the last one.
@@ -420,8 +513,25 @@ impl Driver {
             Action::Done => return Some(Status::Done),
             Action::Fail(Reason::Credentials) => self.shared.forbid(DownloadError::Forbidden(self.blamed())),
             Action::Fail(reason) => return Some(Status::Failed(Arc::new(self.failure(reason)))),
+            Action::Ask { .. } | Action::Stop { .. } | Action::Return { .. } | Action::Tell(_) => {
+                self.share_out(action);
+            }
         }
         None
+    }
+
+    fn share_out(&mut self, action: Action) {
+        let Some(share) = &mut self.share else { return };
+        match action {
+            Action::Ask { link, piece } if share.ask(&self.tools, link, piece) => {}
+            Action::Ask { link, piece } => {
+                self.machine.handle(self.begun.elapsed(), Event::PeerFailed { link, piece });
+            }
+            Action::Stop { link, piece } => share.stop(link, piece),
+            Action::Return { lease, why } => share.give_back(lease, why),
+            Action::Tell(wanted) => share.tell(wanted, self.options.policy.max_runs),
+            _ => {}
+        }
     }
 
     fn fetch(&mut self, fetch: Fetch) {
@@ -430,6 +540,9 @@ impl Driver {
             // Both keep the same newest sources, so this is a run whose URL has just been pushed out.
             return self.machine.handle(self.now(), Event::RunFailed { run, class: super::retry::Class::Busy });
         };
+        if self.share.as_ref().is_some_and(Share::is_paused) {
+            return self.machine.handle(self.now(), Event::RunFailed { run, class: super::retry::Class::Busy });
+        }
         let trimmed = Rc::new(Cell::new(false));
         let job = Run {
             tools: Rc::clone(&self.tools),

@@ -2,15 +2,21 @@
 
 mod address;
 mod body;
+mod chain;
 mod connect;
 pub mod download;
 pub mod driver;
 mod error;
+pub mod exchange;
+pub mod identity;
 pub mod origin;
 mod pool;
 mod request;
 pub mod retry;
 mod run;
+pub mod session;
+mod share;
 
 pub use driver::{DownloadError, DriverOptions, Handle, Offer, ReaderGuard, Status};
 pub use origin::{Answer, Expected, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Probe, TrustError};
+pub use share::Sharing;

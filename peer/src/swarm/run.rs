@@ -16,13 +16,15 @@ use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 use super::{
     body::OriginBody,
-    download::{Event, Fetch, RunId},
+    download::{Event, Fetch, LinkId, RunId},
     driver::Shared,
     origin::{Expected, Origin, OriginError, OriginRequest},
+    share::Fetched,
 };
 use crate::{
     store::{Held, StoreError},
     uring::{Buf, Pool},
+    wire::{Link, PeerId},
 };
 
 /// A buffer that is not full is written after this much silence, so that a slow origin's first bytes reach readers.
@@ -50,7 +52,23 @@ pub(super) struct Partial {
 /// What a run tells the driver.
 pub(super) enum Report {
     Event(Event),
+    /// A piece from the origin is held; its BLAKE3.
+    Done {
+        run: RunId,
+        piece: u32,
+        digest: [u8; 32],
+    },
     Failed(RunId, RunError),
+    /// A peer can be asked.
+    LinkUp(LinkId, Rc<Link>),
+    LinkDown(LinkId),
+    /// A peer was asked for a piece.
+    Fetched {
+        link: LinkId,
+        peer: PeerId,
+        piece: u32,
+        result: Fetched,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -284,15 +302,15 @@ impl Write {
         drop(buf);
         result?;
         held.advance(self.piece, self.end);
-        let event = match self.digest {
+        let report = match self.digest {
             Some(digest) => {
                 held.commit(self.piece, digest).await?;
-                Event::PieceDone { run: self.run, piece: self.piece }
+                Report::Done { run: self.run, piece: self.piece, digest: digest.into() }
             }
-            None => Event::Progress { run: self.run, piece: self.piece, valid: self.end },
+            None => Report::Event(Event::Progress { run: self.run, piece: self.piece, valid: self.end }),
         };
         // As in Run::report.
-        let _ = self.tools.reporter.send(Report::Event(event)).await;
+        let _ = self.tools.reporter.send(report).await;
         Ok(())
     }
 }

@@ -33,6 +33,11 @@ impl Bitmap {
         index < self.bits && self.words[index as usize / 64].load(Ordering::Acquire) & (1 << (index % 64)) != 0
     }
 
+    /// Bits `64 * word` and following, from the lowest; 0 past the end.
+    pub fn word(&self, word: u32) -> u64 {
+        self.words.get(word as usize).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
     /// How many bits there are.
     pub fn len(&self) -> u32 {
         self.bits

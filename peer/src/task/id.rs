@@ -12,6 +12,7 @@
 
 use std::{fmt, str::FromStr};
 
+pub use pondhawk_scheduler::hosts::is_under;
 use url::Url;
 
 use super::filter::Filter;
@@ -149,12 +150,6 @@ impl Identity {
         };
         Some(TaskId(*key.0.finalize().as_bytes()))
     }
-}
-
-/// Whether a host is the suffix or a name below it: `hf.co` covers `cdn.hf.co` and not `xhf.co`. Both in lower case.
-pub fn is_under(host: &str, suffix: &str) -> bool {
-    let suffix = suffix.trim_start_matches('.');
-    !suffix.is_empty() && host.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// Host and path for people and logs: no query, no user information, so no credentials.

@@ -1,6 +1,6 @@
 //! The node's own certificate authority: created on first start, constrained to the host suffixes the node intercepts.
 //!
-//! `DATA_DIR/ca/` holds `ca.pem` (0644), `ca.key` (0600) and `bundle.pem`. The directory is 0755, not 0700: clients of
+//! `DATA_DIR/ca/` holds `ca.pem` (0644), `ca.key` (0600), `bundle.pem` and, in a cluster, `cluster.pem`. The directory is 0755, not 0700: clients of
 //! other users read the two PEM files; only the key is secret. Key and certificate appear together by one rename, so
 //! neither a crash nor a second node starting on the same directory leaves half a CA.
 
@@ -8,8 +8,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
@@ -22,7 +22,11 @@ use rustls::sign::CertifiedKey;
 use time::{Duration, OffsetDateTime};
 use x509_parser::extensions::GeneralName;
 
-use super::names::Suffixes;
+use super::Suffixes;
+
+mod cluster;
+
+pub use cluster::{ChainError, Cluster};
 
 /// Life of the CA: its replacement means touching every client.
 const CA_VALIDITY: Duration = Duration::days(3650);
@@ -41,12 +45,14 @@ pub struct Authority {
     info: CaInfo,
     issuer: Issuer<'static, KeyPair>,
     suffixes: Suffixes,
+    own: Arc<CertificateDer<'static>>,
+    cluster: RwLock<Option<Arc<Cluster>>>,
 }
 
-/// What the CA certificate says; readable without the key.
+/// What a CA certificate says; readable without the key.
 #[derive(Clone, Debug)]
 pub struct CaInfo {
-    /// `DATA_DIR/ca/ca.pem`.
+    /// `DATA_DIR/ca/ca.pem`, or the file that it is part of.
     pub path: PathBuf,
     /// The certificate.
     pub der: CertificateDer<'static>,
@@ -68,8 +74,10 @@ pub struct CaInfo {
 /// A certificate and key for one host, with the instants between which it may be presented.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// Chain (leaf, CA) and key for rustls.
+    /// Chain (leaf, then the CA by whose certificate it is presented) and key for rustls.
     pub key: Arc<CertifiedKey>,
+    /// That certificate: see [`Authority::adopt`].
+    pub link: Arc<CertificateDer<'static>>,
     /// Start of validity.
     pub not_before: OffsetDateTime,
     /// End of validity.
@@ -108,6 +116,8 @@ pub enum AuthorityError {
     Sign(#[from] rcgen::Error),
     #[error("cannot use a certificate just signed: {0}")]
     Use(#[from] rustls::Error),
+    #[error("the node's CA as signed by the cluster is not usable: {0}")]
+    Chain(#[from] ChainError),
     #[error("no system root certificates found (looked at {0}): name a file of them with `--roots`")]
     NoSystemRoots(String),
 }
@@ -145,22 +155,16 @@ impl Authority {
     /// A new key and a certificate for `host`, valid from a day before `now`. `host` comes from
     /// [`Suffixes::leaf_name`]: the CA's constraints make any other worthless.
     pub fn issue(&self, host: &str, now: OffsetDateTime) -> Result<Leaf, AuthorityError> {
+        let mut params = leaf_params(&[host])?;
         let not_after = (now + LEAF_VALIDITY).min(self.info.not_after);
-        let mut params = CertificateParams::default();
         params.not_before = now - BACKDATE;
         params.not_after = not_after;
-        params.distinguished_name =
-            name(Some(host).filter(|host| host.len() <= MAX_COMMON_NAME).unwrap_or("intercepted host"));
-        params.subject_alt_names = vec![SanType::DnsName(host.try_into()?)];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        // Python 3.13 verifies with X509_V_FLAG_X509_STRICT, which wants it.
-        params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let leaf = params.signed_by(&key, &self.issuer)?;
         let signer = any_ecdsa_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))?;
-        let key = Arc::new(CertifiedKey::new(vec![leaf.into(), self.info.der.clone()], signer));
-        Ok(Leaf { key, not_before: params.not_before, not_after })
+        let link = self.link(now);
+        let key = Arc::new(CertifiedKey::new(vec![leaf.into(), CertificateDer::clone(&link)], signer));
+        Ok(Leaf { key, link, not_before: params.not_before, not_after })
     }
 
     fn load(dir: &Path, suffixes: &Suffixes, now: OffsetDateTime) -> Result<Self, AuthorityError> {
@@ -171,7 +175,10 @@ impl Authority {
         }
         info.check(dir, suffixes, now)?;
         let issuer = Issuer::from_ca_cert_der(&info.der, key)?;
-        Ok(Self { info, issuer, suffixes: suffixes.clone() })
+        let own = Arc::new(info.der.clone());
+        let authority = Self { info, issuer, suffixes: suffixes.clone(), own, cluster: RwLock::default() };
+        authority.load_cluster(now);
+        Ok(authority)
     }
 }
 
@@ -192,6 +199,10 @@ impl CaInfo {
     fn read(dir: &Path) -> Result<Self, AuthorityError> {
         let path = dir.join(CERT);
         let pem = read(&path, dir, CERT)?;
+        Self::parse(path, pem)
+    }
+
+    fn parse(path: PathBuf, pem: String) -> Result<Self, AuthorityError> {
         let corrupt = |why: String| AuthorityError::Corrupt { path: path.clone(), why };
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| corrupt(e.to_string()))?;
         let (_, cert) = x509_parser::parse_x509_certificate(&der).map_err(|e| corrupt(e.to_string()))?;
@@ -229,7 +240,7 @@ impl CaInfo {
         }
         let permitted = Suffixes::new(&self.permitted)
             .map_err(|e| AuthorityError::Corrupt { path: self.path.clone(), why: e.to_string() })?;
-        let missing = suffixes.iter().filter(|suffix| !permitted.covers(suffix)).collect::<Vec<_>>().join(", ");
+        let missing = permitted.missing(suffixes);
         if missing.is_empty() { Ok(()) } else { Err(AuthorityError::NotCovering { dir, missing }) }
     }
 }
@@ -354,6 +365,21 @@ fn make(suffixes: &Suffixes, now: OffsetDateTime) -> Result<(String, String), Au
         ],
     });
     Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
+}
+
+/// Everything but the dates of a leaf for these hosts.
+fn leaf_params(hosts: &[&str]) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    let common = hosts.first().filter(|host| host.len() <= MAX_COMMON_NAME);
+    params.distinguished_name = name(common.unwrap_or(&"intercepted host"));
+    for host in hosts {
+        params.subject_alt_names.push(SanType::DnsName((*host).try_into()?));
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    // Python 3.13 verifies with X509_V_FLAG_X509_STRICT, which wants it.
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 fn name(common: &str) -> DistinguishedName {

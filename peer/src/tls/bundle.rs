@@ -1,4 +1,4 @@
-//! The CA bundle for clients that read one file: the system's roots and the node's CA.
+//! The CA bundle for clients that read one file: the system's roots, the node's CA, and the cluster's root if any.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -27,7 +27,7 @@ pub struct Bundle {
     pub path: PathBuf,
     /// Where the system's roots came from.
     pub roots: PathBuf,
-    /// Certificates in it, the node's CA included.
+    /// Certificates in it, the node's CA and the cluster's root included.
     pub certificates: usize,
     /// Whether the file was written now; false where it was already as it should be.
     pub changed: bool,
@@ -39,17 +39,26 @@ pub fn bundle_path(data_dir: &Path) -> PathBuf {
 }
 
 impl Authority {
-    /// Writes (if it differs) the system's roots and this CA into `DATA_DIR/ca/bundle.pem`. Blocking. Call at each
-    /// start: the system's roots change with updates.
+    /// Writes (if it differs) the system's roots, this CA and the cluster's root into `DATA_DIR/ca/bundle.pem`.
+    /// Blocking. Call at each start, since the system's roots change with updates, and after [`Self::adopt`].
     pub fn write_bundle(&self, data_dir: &Path) -> Result<Bundle, AuthorityError> {
-        write_bundle(self.info(), &bundle_path(data_dir), None)
+        let root = self.cluster_root();
+        let cas = std::iter::once(self.info()).chain(&root);
+        write_bundle(cas, &bundle_path(data_dir), None)
     }
 }
 
-/// Writes (if it differs) the roots of `roots`, or of the system, and the CA into `path`, atomically, mode 0644.
-pub fn write_bundle(ca: &CaInfo, path: &Path, roots: Option<&Path>) -> Result<Bundle, AuthorityError> {
+/// Writes (if it differs) the roots of `roots`, or of the system, and these CAs into `path`, atomically, mode 0644.
+pub fn write_bundle<'a>(
+    cas: impl IntoIterator<Item = &'a CaInfo>,
+    path: &Path,
+    roots: Option<&Path>,
+) -> Result<Bundle, AuthorityError> {
     let (source, mut text) = read_roots(roots, path)?;
-    if !text.contains(ca.pem.trim()) {
+    for ca in cas {
+        if text.contains(ca.pem.trim()) {
+            continue;
+        }
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -86,7 +95,7 @@ fn read_one(path: &Path) -> io::Result<String> {
     if text.contains(BEGIN) { Ok(text) } else { invalid("no certificate in it") }
 }
 
-fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let temporary = path.with_file_name(name);
@@ -106,7 +115,7 @@ fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::names::Suffixes;
+    use crate::tls::Suffixes;
 
     fn authority(dir: &Path) -> Authority {
         Authority::open(dir, &Suffixes::new(["hf.co"]).unwrap()).unwrap()
@@ -119,15 +128,15 @@ mod tests {
         let roots = other.path().join("roots.pem");
         fs::write(&roots, root.info().pem.trim_end()).unwrap();
         let path = dir.path().join("out.pem");
-        let first = write_bundle(ours.info(), &path, Some(&roots)).unwrap();
+        let first = write_bundle([ours.info()], &path, Some(&roots)).unwrap();
         assert!(first.changed);
         assert_eq!(first.certificates, 2);
-        assert!(!write_bundle(ours.info(), &path, Some(&roots)).unwrap().changed);
+        assert!(!write_bundle([ours.info()], &path, Some(&roots)).unwrap().changed);
         // As after `ca install`: the system's own bundle has the CA already.
-        let again = write_bundle(ours.info(), &dir.path().join("again.pem"), Some(&path)).unwrap();
+        let again = write_bundle([ours.info()], &dir.path().join("again.pem"), Some(&path)).unwrap();
         assert_eq!(again.certificates, 2);
         fs::write(&roots, format!("# updated\n{}", root.info().pem)).unwrap();
-        assert!(write_bundle(ours.info(), &path, Some(&roots)).unwrap().changed);
+        assert!(write_bundle([ours.info()], &path, Some(&roots)).unwrap().changed);
     }
 
     #[test]
@@ -135,7 +144,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let roots = dir.path().join("roots.pem");
         fs::write(&roots, "nothing").unwrap();
-        let error = write_bundle(authority(dir.path()).info(), &dir.path().join("out.pem"), Some(&roots)).unwrap_err();
+        let error =
+            write_bundle([authority(dir.path()).info()], &dir.path().join("out.pem"), Some(&roots)).unwrap_err();
         assert!(error.to_string().contains("no certificate in it"), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use time::{Duration, OffsetDateTime};
@@ -42,7 +43,8 @@ impl LeafCache {
     /// Certificate and key for the host named by the client, or `None` where the node may not speak for it.
     pub fn get(&self, sni: &str, now: OffsetDateTime) -> Option<Result<Arc<CertifiedKey>, AuthorityError>> {
         let host = self.authority.suffixes().leaf_name(sni)?;
-        if let Some(key) = self.lock().find(&host, now) {
+        let link = self.authority.link(now);
+        if let Some(key) = self.lock().find(&host, now, &link) {
             return Some(Ok(key));
         }
         Some(self.authority.issue(&host, now).map(|leaf| {
@@ -77,13 +79,19 @@ impl fmt::Debug for LeafCache {
 }
 
 impl Leaves {
-    fn find(&mut self, host: &str, now: OffsetDateTime) -> Option<Arc<CertifiedKey>> {
+    /// `link` is the certificate by which the CA is presented now: a leaf under an older one is not found.
+    fn find(
+        &mut self,
+        host: &str,
+        now: OffsetDateTime,
+        link: &Arc<CertificateDer<'static>>,
+    ) -> Option<Arc<CertifiedKey>> {
         self.clock += 1;
         let (leaf, used) = self.by_host.get_mut(host)?;
         *used = self.clock;
         // The start matters where the node's clock was set back after signing.
         let fresh = now >= leaf.not_before && now + REISSUE_BEFORE < leaf.not_after;
-        fresh.then(|| Arc::clone(&leaf.key))
+        (fresh && Arc::ptr_eq(&leaf.link, link)).then(|| Arc::clone(&leaf.key))
     }
 
     fn insert(&mut self, host: String, leaf: Leaf) {
@@ -98,7 +106,7 @@ impl Leaves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::names::Suffixes;
+    use crate::tls::Suffixes;
 
     fn cache(dir: &std::path::Path) -> LeafCache {
         let suffixes = Suffixes::new(["hf.co"]).unwrap();

@@ -38,6 +38,32 @@ pub async fn read_exact_at(file: &Arc<File>, buf: Buf, span: Range<usize>, offse
     (Ok(()), buf)
 }
 
+/// Fills the first `len` bytes of memory that lives in no pool and may go to another thread afterwards; a file that ends
+/// sooner is `UnexpectedEof`.
+///
+/// # Panics
+/// If `bytes` is shorter than `len`.
+pub async fn fill_from(file: &Arc<File>, bytes: Vec<u8>, len: usize, offset: u64) -> (io::Result<()>, Vec<u8>) {
+    let mut bytes = bytes;
+    let mut done = 0;
+    while done < len {
+        let rest = &mut bytes[done..len];
+        let count = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Read::new(types::Fd(file.as_raw_fd()), rest.as_mut_ptr(), count);
+        let entry = entry.offset(offset + done as u64).build();
+        // SAFETY: the entry points into `bytes`' heap memory, which does not move with the vector.
+        let (result, data) = unsafe { op::submit((bytes, Arc::clone(file)), entry) }.await;
+        bytes = data.0;
+        match result {
+            Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), bytes),
+            Ok(n) => done += n as usize,
+            Err(error) if op::interrupted(&error) => {}
+            Err(error) => return (Err(error), bytes),
+        }
+    }
+    (Ok(()), bytes)
+}
+
 /// Writes all of `span`.
 pub async fn write_all_at(file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<()>, Buf) {
     let mut buf = buf;

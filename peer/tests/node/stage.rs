@@ -223,7 +223,7 @@ fn launch(hub: &Hub, dir: &Path, settings: &[&str]) -> (Daemon, SocketAddr, Sock
     command.arg("up").arg("--config").arg(dir.join("config.yaml"));
     let config = format!(
         "data_dir: {}\nlisten: {{proxy: '127.0.0.1:0', admin: '127.0.0.1:0'}}\nintercept: {{enabled: off}}\n\
-         origin: {{extra_cas: [{}], overrides: {{{CDN}: '{}'}}}}\nstore: {{keep_free: 1MiB}}\n",
+         origin: {{extra_cas: [{}], overrides: {{{CDN}: '{}'}}}}\nstore: {{keep_free: 1MiB}}\nscheduler: {{listen: off}}\n",
         dir.join("data").display(),
         ca.display(),
         hub.tls_address()

@@ -15,6 +15,13 @@ pub struct JoinRequest {
     /// PKCS #10 request, DER: only its public key is used, and its signature checked (proof of possession).
     #[prost(bytes = "bytes", tag = "5")]
     pub csr: ::prost::bytes::Bytes,
+    /// PKCS #10 request, DER, of the key of the node's interception CA, so that clients who trust the cluster's root trust
+    /// this node too. Its subject is kept. Empty: not asked for.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub intercept_csr: ::prost::bytes::Bytes,
+    /// The DNS suffixes that the interception CA may speak for; refused unless the cluster's root covers each.
+    #[prost(string, repeated, tag = "7")]
+    pub intercept_suffixes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinResponse {
@@ -27,6 +34,12 @@ pub struct JoinResponse {
     /// Protocol version that a session will use.
     #[prost(uint32, tag = "3")]
     pub protocol: u32,
+    /// For `intercept_csr`: the certificate of the node's interception CA, then the cluster's root that signed it, DER. Empty
+    /// where it was not asked for, or the scheduler has no such root (then `intercept_refused` says why).
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub intercept_chain: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(string, tag = "5")]
+    pub intercept_refused: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerMessage {
@@ -77,6 +90,10 @@ pub struct Hello {
     /// Whether the peer is there to hold and serve: preferred as a parent, told to preheat.
     #[prost(bool, tag = "6")]
     pub seed: bool,
+    /// The peer has this many endpoints, at consecutive ports from that of `quic_address` on, each on a core of its own.
+    /// 0 stands for 1; at most 1024.
+    #[prost(uint32, tag = "7")]
+    pub quic_endpoints: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Label {
@@ -134,6 +151,9 @@ pub struct Want {
     /// Connections to the origin that the peer would use at once for this task. 0: the scheduler's default.
     #[prost(uint32, tag = "6")]
     pub connections: u32,
+    /// The pieces that the peer's clients wait for: it is leased no others. Absent: all of the task. At most 64 runs.
+    #[prost(message, optional, tag = "7")]
+    pub wanted: ::core::option::Option<PieceSet>,
 }
 /// Nobody at this peer waits any more. Leases on the task go back; what it holds stays known.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -410,6 +430,9 @@ pub struct Parent {
     /// It holds the whole task already.
     #[prost(bool, tag = "5")]
     pub complete: bool,
+    /// As in Hello.
+    #[prost(uint32, tag = "6")]
+    pub quic_endpoints: u32,
 }
 /// The right and duty to fetch `count` pieces from `first` on from the origin. It lasts while pieces of it (or `alive`)
 /// are reported at least every `silence_ms`. A Lease with an id sent before takes its place: its end moved forward, and

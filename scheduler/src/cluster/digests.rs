@@ -1,18 +1,33 @@
 //! Digests of pieces: the first report counts until somebody disagrees [pure].
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pieces::Bits;
+use super::disputes::Dispute;
+use super::pieces::{Bits, without};
 use super::{Cluster, Directive};
 
-/// A holder that was asked for digests has this long.
+/// A holder that was asked for digests has this long; then others are asked for the same.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
-/// Claims kept of a disputed piece.
-const MAX_CLAIMS: usize = 8;
-/// Disputes open at once in a task; past it the oldest is dropped.
-const MAX_DISPUTES: usize = 64;
+/// Holders of what is missing are looked for this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+/// Holders asked at once, each for other pieces.
+const ASK_AT_ONCE: usize = 8;
+/// Holders looked at in one search.
+const LOOK_AT: usize = 256;
+/// Pieces, and runs of them, asked for at once: the answer fits one message.
+const MAX_ASKED: u32 = 8_192;
+const MAX_ASKED_RUNS: usize = 512;
+/// Digests kept, and told, together: 32 KiB in one directive.
+pub const CHUNK: u32 = 1_024;
+/// Bytes a digest takes: itself, who reported it, and a copy that is shared between those told.
+const BYTES: usize = 32 + 4 + 32;
+/// A new digest is told this much later for each peer that wants it, so that a big crowd is told of many at once.
+const PATIENCE: Duration = Duration::from_micros(10);
+/// But not later than this.
+const MAX_PATIENCE: Duration = Duration::from_secs(1);
 
 /// BLAKE3 of consecutive pieces.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -25,144 +40,278 @@ pub struct DigestRun {
 
 #[derive(Debug, Default)]
 pub(super) struct Digests {
-    known: Bits,
-    values: Vec<[u8; 32]>,
-    /// Who reported first; as long as `values`.
-    reporters: Vec<u32>,
+    pub(super) known: Bits,
+    /// By piece / [`CHUNK`].
+    chunks: BTreeMap<u32, Chunk>,
+    /// Pieces to push.
     fresh: Vec<u32>,
-    asked: Option<(u32, Duration)>,
-    /// Piece and claims.
-    disputes: Vec<(u32, Vec<Claim>)>,
+    pushed: Duration,
+    /// Who was asked last, pieces that were asked for, and since when.
+    asked: Option<u32>,
+    asked_for: Bits,
+    asked_since: Duration,
+    /// The next search is planned.
+    seeking: bool,
+    pub(super) disputes: Vec<Dispute>,
 }
 
-/// Who says what.
-type Claim = (u32, [u8; 32]);
+#[derive(Debug)]
+struct Chunk {
+    values: Box<[[u8; 32]]>,
+    /// Who reported first.
+    reporters: Box<[u32]>,
+    /// All that is known of the chunk, as told.
+    told: Option<Arc<[DigestRun]>>,
+}
 
 impl Digests {
-    fn put(&mut self, piece: u32, pieces: u32, peer: u32, digest: [u8; 32]) {
-        if self.values.is_empty() {
-            self.values = vec![[0; 32]; pieces as usize];
-            self.reporters = vec![u32::MAX; pieces as usize];
-        }
-        self.known.set(piece..piece + 1, pieces);
-        self.values[piece as usize] = digest;
-        self.reporters[piece as usize] = peer;
-        self.fresh.push(piece);
+    pub(super) fn of(&self, piece: u32) -> Option<(u32, [u8; 32])> {
+        let chunk = self.chunks.get(&(piece / CHUNK)).filter(|_| self.known.has(piece))?;
+        let at = (piece % CHUNK) as usize;
+        Some((chunk.reporters[at], chunk.values[at]))
     }
 
-    fn runs(&self, within: impl IntoIterator<Item = Range<u32>>) -> Vec<DigestRun> {
-        let values = |run: Range<u32>| self.values[run.start as usize..run.end as usize].to_vec();
-        within
-            .into_iter()
-            .flat_map(|within| self.known.runs(within, true))
-            .map(|run| DigestRun { first: run.start, digests: values(run) })
-            .collect()
+    /// Pieces whose digest this peer reported first.
+    pub(super) fn reported_by(&self, peer: u32, pieces: u32) -> Vec<u32> {
+        let known = self.known.runs(0..pieces, true).into_iter().flatten();
+        known.filter(|&piece| self.of(piece).is_some_and(|(reporter, _)| reporter == peer)).collect()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.chunks.values().map(|chunk| chunk.values.len() * BYTES).sum()
+    }
+
+    /// Takes a digest in; returns the bytes that it takes anew.
+    fn put(&mut self, piece: u32, pieces: u32, peer: u32, digest: [u8; 32]) -> usize {
+        let start = piece / CHUNK * CHUNK;
+        let len = (pieces - start).min(CHUNK) as usize;
+        let before = self.chunks.len();
+        let chunk = self.chunks.entry(piece / CHUNK).or_insert_with(|| Chunk {
+            values: vec![[0; 32]; len].into(),
+            reporters: vec![u32::MAX; len].into(),
+            told: None,
+        });
+        chunk.values[(piece - start) as usize] = digest;
+        chunk.reporters[(piece - start) as usize] = peer;
+        chunk.told = None;
+        self.known.set(piece..piece + 1, pieces);
+        self.fresh.push(piece);
+        (self.chunks.len() - before) * len * BYTES
+    }
+
+    pub(super) fn void(&mut self, piece: u32) {
+        self.known.clear(piece..piece + 1);
+        if let Some(chunk) = self.chunks.get_mut(&(piece / CHUNK)) {
+            chunk.told = None;
+        }
+    }
+
+    fn forget(&mut self) {
+        self.known = Bits::default();
+        self.chunks.clear();
+        self.fresh.clear();
+    }
+
+    /// What is known within pieces of one chunk.
+    fn runs(&self, within: &Range<u32>) -> Vec<DigestRun> {
+        let Some(chunk) = self.chunks.get(&(within.start / CHUNK)) else { return Vec::new() };
+        let base = within.start / CHUNK * CHUNK;
+        let values = |run: &Range<u32>| chunk.values[(run.start - base) as usize..(run.end - base) as usize].to_vec();
+        let known = self.known.runs(within.clone(), true);
+        known.into_iter().map(|run| DigestRun { first: run.start, digests: values(&run) }).collect()
+    }
+
+    /// All that is known, a chunk each; made once and shared until the chunk changes.
+    fn all(&mut self) -> Vec<Arc<[DigestRun]>> {
+        let indices: Vec<u32> = self.chunks.keys().copied().collect();
+        let mut all = Vec::with_capacity(indices.len());
+        for index in indices {
+            let told = self.chunks.get(&index).and_then(|chunk| chunk.told.clone());
+            let told = told.unwrap_or_else(|| self.runs(&(index * CHUNK..(index + 1) * CHUNK)).into());
+            if let Some(chunk) = self.chunks.get_mut(&index) {
+                chunk.told = Some(Arc::clone(&told));
+            }
+            all.push(told);
+        }
+        all.retain(|runs| !runs.is_empty());
+        all
+    }
+
+    /// What came since the last call, at most a chunk's worth each.
+    fn take_fresh(&mut self, pieces: u32) -> Vec<Arc<[DigestRun]>> {
+        let mut bits = Bits::default();
+        for piece in std::mem::take(&mut self.fresh) {
+            bits.set(piece..piece + 1, pieces);
+        }
+        let mut by_chunk: BTreeMap<u32, Vec<DigestRun>> = BTreeMap::new();
+        for run in bits.runs(0..pieces, true) {
+            for index in run.start / CHUNK..=(run.end - 1) / CHUNK {
+                let part = run.start.max(index * CHUNK)..run.end.min((index + 1) * CHUNK);
+                by_chunk.entry(index).or_default().extend(self.runs(&part));
+            }
+        }
+        by_chunk.into_values().filter(|runs| !runs.is_empty()).map(Into::into).collect()
     }
 }
 
 impl Cluster {
     pub(super) fn report_digests(&mut self, now: Duration, at: u32, peer: u32, run: &DigestRun) {
         for (piece, digest) in (run.first..).zip(&run.digests) {
-            let Some(task) = self.task(at) else { return };
-            if piece >= task.pieces {
-                return;
-            }
-            let pieces = task.pieces;
-            if task.digests.disputes.iter().any(|(disputed, _)| *disputed == piece) {
+            let Some(task) = self.seen(at).filter(|task| piece < task.pieces) else { return };
+            if task.digests.is_disputed(piece) {
                 self.claim(now, at, peer, piece, *digest);
-            } else if !task.digests.known.has(piece) {
-                task.digests.put(piece, pieces, peer, *digest);
-                self.fresh.insert(at);
-            } else if task.digests.values[piece as usize] != *digest {
-                self.dispute(now, at, peer, piece, *digest);
+                continue;
+            }
+            match task.digests.of(piece) {
+                None => self.put_digest(at, peer, piece, *digest),
+                Some((_, known)) if known != *digest => self.dispute(at, peer, piece, *digest),
+                Some(_) => {}
             }
         }
     }
 
-    fn dispute(&mut self, _now: Duration, at: u32, second: u32, piece: u32, digest: [u8; 32]) {
-        let Some(task) = self.task(at) else { return };
-        let first = task.digests.reporters[piece as usize];
-        let claims = vec![(first, task.digests.values[piece as usize]), (second, digest)];
-        task.digests.known.clear(piece..piece + 1);
-        if task.digests.disputes.len() >= MAX_DISPUTES {
-            task.digests.disputes.remove(0);
-        }
-        task.digests.disputes.push((piece, claims));
-        let name = task.id;
-        let names = (self.name_of(first), self.name_of(second));
-        for peer in [first, second] {
-            let refetch = self.seen_entry(at, peer).is_some_and(|entry| entry.can_fetch);
-            self.lose(at, peer, piece..piece + 1);
-            let (first, second) = names.clone();
-            self.tell(peer, Directive::Dispute { task: name, piece, first, second, refetch });
-        }
-    }
-
-    /// One more claim in a dispute. What two peers claim independently is right; whoever ever claimed otherwise is
-    /// banned. A peer that changes its mind to another's claim confesses.
-    fn claim(&mut self, now: Duration, at: u32, peer: u32, piece: u32, digest: [u8; 32]) {
+    pub(super) fn put_digest(&mut self, at: u32, peer: u32, piece: u32, digest: [u8; 32]) {
         let Some(task) = self.task(at) else { return };
         let pieces = task.pieces;
-        let Some(place) = task.digests.disputes.iter().position(|(disputed, _)| *disputed == piece) else { return };
-        let claims = &mut task.digests.disputes[place].1;
-        if !claims.contains(&(peer, digest)) && claims.len() < MAX_CLAIMS {
-            claims.push((peer, digest));
-        }
-        if claims.iter().filter(|(_, claimed)| *claimed == digest).count() < 2 {
-            return;
-        }
-        let (_, claims) = task.digests.disputes.swap_remove(place);
-        task.digests.put(piece, pieces, peer, digest);
+        let more = task.digests.put(piece, pieces, peer, digest);
         self.fresh.insert(at);
-        for (liar, _) in claims.into_iter().filter(|(_, claimed)| *claimed != digest) {
-            self.ban(now, liar);
+        if more > 0 {
+            self.digest_bytes += more;
+            self.digest_order.push_back(at);
+            self.bound_digests(at);
+        }
+    }
+
+    /// Keeps the digests of all tasks within their memory: those of tasks that nobody wants go first, then the oldest.
+    /// They can be asked for again.
+    fn bound_digests(&mut self, newest: u32) {
+        for wanted_too in [false, true] {
+            let mut looks = self.digest_order.len();
+            while self.digest_bytes > self.options.digest_memory && looks > 0 {
+                looks -= 1;
+                let Some(at) = self.digest_order.pop_front() else { return };
+                let Some(task) = self.task(at).filter(|task| task.digests.bytes() > 0) else { continue };
+                if at == newest || task.wanters > 0 && !wanted_too {
+                    self.digest_order.push_back(at);
+                    continue;
+                }
+                let freed = task.digests.bytes();
+                task.digests.forget();
+                self.digest_bytes -= freed;
+            }
         }
     }
 
     /// All that is known, to a peer that begins to want.
     pub(super) fn tell_digests(&mut self, at: u32, peer: u32) {
-        let Some(task) = self.seen(at) else { return };
-        let (name, runs) = (task.id, task.digests.runs(std::iter::once(0..task.pieces)));
-        if !runs.is_empty() {
-            self.tell(peer, Directive::Digests { task: name, runs: runs.into() });
+        let Some(task) = self.task(at) else { return };
+        let (name, all) = (task.id, task.digests.all());
+        for runs in all {
+            self.tell(peer, Directive::Digests { task: name, runs });
         }
     }
 
-    /// What came since the last push, to all that want the task: one message however many pieces.
-    pub(super) fn push_digests(&mut self) {
+    /// What came since the last push, to all that want the task.
+    pub(super) fn push_digests(&mut self, now: Duration) {
         for at in std::mem::take(&mut self.fresh) {
             let Some(task) = self.task(at) else { continue };
-            let mut fresh = std::mem::take(&mut task.digests.fresh);
-            fresh.sort_unstable();
-            fresh.dedup();
-            let mut bits = Bits::default();
-            fresh.iter().for_each(|&piece| {
-                bits.set(piece..piece + 1, task.pieces);
-            });
-            let runs: Arc<[DigestRun]> = task.digests.runs(bits.runs(0..task.pieces, true)).into();
+            let patience = PATIENCE.saturating_mul(task.wanters).min(MAX_PATIENCE);
+            if task.digests.pushed + patience > now {
+                self.fresh.insert(at);
+                continue;
+            }
+            task.digests.pushed = now;
+            let fresh = task.digests.take_fresh(task.pieces);
             let name = task.id;
             let told: Vec<u32> = task.entries.iter().filter(|entry| entry.wants).map(|entry| entry.peer).collect();
-            for peer in told.into_iter().filter(|_| !runs.is_empty()) {
-                self.tell(peer, Directive::Digests { task: name, runs: Arc::clone(&runs) });
+            for runs in fresh {
+                for &peer in &told {
+                    self.tell(peer, Directive::Digests { task: name, runs: Arc::clone(&runs) });
+                }
             }
         }
     }
 
-    /// Asks a holder for the digests that are missing: after a restart nobody reports them by himself.
+    /// Asks a holder for the digests that are missing (after a restart nobody reports them by himself), and another one
+    /// later if that does not help, while somebody wants them.
     pub(super) fn ask_digests(&mut self, now: Duration, at: u32) {
-        let Some(task) = self.seen(at) else { return };
-        let missing = task.digests.known.runs(0..task.pieces, false);
-        if missing.is_empty() || task.digests.asked.is_some_and(|(_, when)| when + ASK_AGAIN > now) {
+        if self.seen(at).is_some_and(|task| !task.digests.seeking) {
+            self.seek(now, at);
+        }
+    }
+
+    pub(super) fn seek_again(&mut self, now: Duration) {
+        while let Some((_, at)) = self.seeks.first().copied().filter(|&(due, _)| due <= now) {
+            self.seeks.pop_first();
+            self.seek(now, at);
+        }
+    }
+
+    fn seek(&mut self, now: Duration, at: u32) {
+        let Some(task) = self.task(at) else { return };
+        let known = task.digests.known.beyond(&Bits::default());
+        task.digests.seeking = task.wanters > 0 && known < task.pieces;
+        if !task.digests.seeking {
             return;
         }
-        let before = task.digests.asked.map(|(peer, _)| peer);
-        // A holder other than the one asked last, and the one with most.
-        let best = task.entries.iter().filter(|entry| entry.held > 0 && Some(entry.peer) != before);
-        let Some(holder) = best.max_by_key(|entry| entry.held).map(|entry| entry.peer) else { return };
+        if task.digests.asked_since + ASK_AGAIN <= now {
+            task.digests.asked_for = Bits::default();
+            task.digests.asked_since = now;
+        }
+        for _ in 0..ASK_AT_ONCE {
+            let Some(holder) = self.knower(at) else { break };
+            self.ask(at, holder);
+        }
+        self.seeks.insert((now + LOOK_AGAIN, at));
+    }
+
+    /// The holder of most pieces whose digest is missing and not asked for, among some looked at; not the one asked last if there is another.
+    fn knower(&mut self, at: u32) -> Option<u32> {
+        let count = self.seen(at).map_or(0, |task| task.entries.len());
+        let first = self.random(count);
+        let task = self.seen(at)?;
+        let mut known = task.digests.known.clone();
+        known.join(&task.digests.asked_for);
+        let lacking = task.pieces - known.beyond(&Bits::default());
+        let entries = task.entries.iter().cycle().skip(first).take(count.min(LOOK_AT)).filter(|entry| entry.held > 0);
+        let new = |entry: &super::tasks::Entry| match entry.complete {
+            true => lacking,
+            false => entry.have.beyond(&known),
+        };
+        let rated = entries.map(|entry| (new(entry), task.digests.asked != Some(entry.peer), entry.peer));
+        let connected = |peer| self.members.get(peer).is_some_and(|member| member.connected);
+        let able = rated.filter(|&(new, _, peer)| new > 0 && connected(peer));
+        able.max_by_key(|&(new, other, _)| (other, new)).map(|(.., peer)| peer)
+    }
+
+    fn ask(&mut self, at: u32, holder: u32) {
+        let (Some(task), Some(entry)) = (self.seen(at), self.seen_entry(at, holder)) else { return };
+        let held = match entry.complete {
+            true => std::iter::once(0..task.pieces).collect(),
+            false => entry.have.runs(0..task.pieces, true),
+        };
+        let mut missing: Vec<Range<u32>> =
+            held.into_iter().flat_map(|run| task.digests.known.runs(run, false)).collect();
+        missing = missing.into_iter().flat_map(|run| task.digests.asked_for.runs(run, false)).collect();
+        for (piece, _) in task.digests.disputed() {
+            missing = without(&missing, &(piece..piece + 1));
+        }
+        let mut asked = 0;
+        missing.truncate(MAX_ASKED_RUNS);
+        for run in &mut missing {
+            run.end = run.end.min(run.start + (MAX_ASKED - asked));
+            asked += run.end - run.start;
+        }
+        missing.retain(|run| !run.is_empty());
         let name = task.id;
         if let Some(task) = self.task(at) {
-            task.digests.asked = Some((holder, now));
+            task.digests.asked = Some(holder);
+            for run in &missing {
+                task.digests.asked_for.set(run.clone(), task.pieces);
+            }
         }
-        self.tell(holder, Directive::DigestsWanted { task: name, pieces: missing });
+        if !missing.is_empty() {
+            self.tell(holder, Directive::DigestsWanted { task: name, pieces: missing });
+        }
     }
 }

@@ -1,25 +1,32 @@
 //! Leases: who fetches which pieces from the origin [pure].
 
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::tasks::{Fetcher, Lease};
+use super::pieces::without;
+use super::tasks::Lease;
 use super::{Cluster, Directive};
 
-/// A lease is split for an idle peer only while this many pieces of it are untouched: fewer are under way already.
-const MIN_SPLIT: u32 = 4;
+/// A lease is split for an idle peer only while this many pieces of it are untouched.
+const MIN_SPLIT: u32 = 2;
 /// Runs a peer gets one after the other when it shares the task: fast peers come back for more.
 const ROUNDS: u32 = 4;
 /// Longest run where several share.
 const MAX_RUN: u32 = 64;
-/// Pause of a host that asks for less without saying for how long.
-const PAUSE: Duration = Duration::from_secs(5);
-/// Longest pause that is believed.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// Hosts remembered; past it, hosts without leases are forgotten.
-const MAX_HOSTS: usize = 4096;
+/// A run is not shorter than this while there is enough for everybody: a peer that is fast must not run out of work
+/// between two reports.
+const ENOUGH: u64 = 32 << 20;
+/// Bytes that a peer asks for in one request to the origin at most: what it has begun is cut from no lease.
+const REQUEST: u64 = 1 << 20;
+/// Bytes that it may hold and not have reported yet, for the same reason.
+const UNREPORTED: u64 = 8 << 20;
+/// Runs that a peer alone gets at once.
+const RUNS_ALONE: u32 = 32;
+/// Peers looked at in one event.
+const TURNS: usize = 16;
+/// A peer whose lease failed, or fell silent, waits this long for the next, and twice as long each time until one moves.
+const COOLING: Duration = Duration::from_secs(1);
+const MAX_COOLING: Duration = Duration::from_secs(64);
 
 /// Why a lease came back; see LeaseReturn in scheduler.proto.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,31 +39,7 @@ pub enum ReturnReason {
     Unneeded,
 }
 
-/// An origin host's share of the cluster.
-#[derive(Debug, Default)]
-pub(super) struct Host {
-    in_use: u32,
-    paused_until: Option<Duration>,
-    /// Tasks that could lease had the host connections left.
-    pending: VecDeque<u32>,
-}
-
 impl Cluster {
-    pub(super) fn host(&mut self, name: &str) -> Option<Arc<str>> {
-        if name.is_empty() {
-            return None;
-        }
-        if let Some((known, _)) = self.hosts.get_key_value(name) {
-            return Some(Arc::clone(known));
-        }
-        if self.hosts.len() >= MAX_HOSTS {
-            self.hosts.retain(|_, host| host.in_use > 0 || !host.pending.is_empty());
-        }
-        let name: Arc<str> = name.into();
-        self.hosts.insert(Arc::clone(&name), Host::default());
-        Some(name)
-    }
-
     pub(super) fn queue_for_lease(&mut self, at: u32, peer: u32) {
         let Some(entry) = self.entry(at, peer) else { return };
         if !std::mem::replace(&mut entry.queued, true)
@@ -66,73 +49,115 @@ impl Cluster {
         }
     }
 
-    /// Grants leases while somebody waits, pieces are free and the host has connections left.
+    /// Grants leases while somebody waits, pieces are free or can be split off, and the host has connections left.
     pub(super) fn lease_out(&mut self, now: Duration, at: u32) {
-        self.find_unheld(at);
-        // Each turn takes one from the queue; only a split or a whole rest grants more than one lease.
-        let mut turns = self.seen(at).map_or(0, |task| task.waiting.len().min(64));
-        while turns > 0 {
-            turns -= 1;
-            let Some(peer) = self.task(at).and_then(|task| task.waiting.pop_front()) else { return };
+        if self.seen(at).is_some_and(|task| now < task.settled) {
+            self.again.insert(at);
+            return;
+        }
+        for _ in 0..TURNS {
+            let Some(task) = self.task(at).filter(|task| task.free.total() > 0 || !task.leases.is_empty()) else {
+                return;
+            };
+            let Some(peer) = task.waiting.pop_front() else { return };
+            let takes_any = !task.windows.contains_key(&peer) && task.digests.disputes.is_empty();
             if let Some(entry) = self.entry(at, peer) {
                 entry.queued = false;
             }
-            let wants =
-                self.seen_entry(at, peer).is_some_and(|entry| entry.wants && entry.can_fetch && !entry.complete);
-            if !wants || !self.members.get(peer).is_some_and(|m| m.connected && m.banned_until.is_none_or(|t| t <= now))
-            {
+            if !self.can_fetch(at, peer) || !self.is_hungry(at, peer) {
+                continue;
+            }
+            if let Some(until) = self.barred(now, peer) {
+                self.cooling.insert((until, at, peer));
                 continue;
             }
             if !self.reserve(now, at, peer) {
-                self.queue_for_lease(at, peer);
-                return;
-            }
-            if !self.grant(now, at, peer) {
+                self.queue_first(at, peer);
+                if !self.feed(now, at) {
+                    return;
+                }
+            } else if !self.grant(now, at, peer) {
                 self.release_if_idle(at, peer);
+                if takes_any {
+                    // Nothing for it: nothing for anybody.
+                    return self.queue_first(at, peer);
+                }
                 self.queue_for_lease(at, peer);
             }
+        }
+        self.again.insert(at);
+    }
+
+    /// Those whose turns ran out, and those that had to wait.
+    pub(super) fn lease_again(&mut self, now: Duration) {
+        for at in std::mem::take(&mut self.again) {
+            self.lease_out(now, at);
+        }
+        while let Some((_, at, peer)) = self.cooling.first().copied().filter(|&(due, ..)| due <= now) {
+            self.cooling.pop_first();
+            self.queue_for_lease(at, peer);
+            self.lease_out(now, at);
         }
     }
 
-    /// Takes the peer's connections out of the host's budget unless it has them already.
-    fn reserve(&mut self, now: Duration, at: u32, peer: u32) -> bool {
-        let budget = self.options.origin_connections;
-        let default = self.options.peer_connections;
-        let asked = self.seen_entry(at, peer).map_or(0, |entry| u32::from(entry.connections));
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return false };
-        if task.fetchers.contains_key(&peer) {
-            return true;
+    fn can_fetch(&self, at: u32, peer: u32) -> bool {
+        let fit = |entry: &super::tasks::Entry| entry.wants && entry.can_fetch && !entry.complete;
+        self.seen_entry(at, peer).is_some_and(fit) && self.members.get(peer).is_some_and(|member| member.connected)
+    }
+
+    /// Until when it gets no lease because of what it did.
+    fn barred(&self, now: Duration, peer: u32) -> Option<Duration> {
+        let member = self.members.get(peer)?;
+        member.banned_until.max(Some(member.cool_at)).filter(|&until| until > now)
+    }
+
+    /// Without a lease, or far through what it has.
+    fn is_hungry(&self, at: u32, peer: u32) -> bool {
+        let fetcher = self.seen(at).and_then(|task| task.fetchers.get(&peer));
+        fetcher.is_none_or(|fetcher| fetcher.left <= (fetcher.run / 2).max(fetcher.connections))
+    }
+
+    /// First again: its turn was for nothing.
+    fn queue_first(&mut self, at: u32, peer: u32) {
+        if let Some(entry) = self.entry(at, peer) {
+            entry.queued = true;
         }
-        let connections = if asked == 0 { default } else { asked }.min(budget);
-        if let Some(host) = task.host.as_ref().and_then(|host| self.hosts.get_mut(host)) {
-            let paused = host.paused_until.is_some_and(|until| until > now);
-            if paused || host.in_use + connections > budget {
-                if !host.pending.contains(&at) {
-                    host.pending.push_back(at);
-                }
-                return false;
-            }
-            host.in_use += connections;
+        if let Some(task) = self.task(at) {
+            task.waiting.push_front(peer);
         }
-        task.fetchers.insert(peer, Fetcher { connections, ..Fetcher::default() });
-        true
+    }
+
+    /// The host has no connections left: whoever has some and is hungry goes on.
+    fn feed(&mut self, now: Duration, at: u32) -> bool {
+        let Some(task) = self.seen(at).filter(|task| task.free.total() > 0) else { return false };
+        let fetchers: Vec<u32> = task.fetchers.keys().copied().collect();
+        let hungry =
+            |&peer: &u32| self.is_hungry(at, peer) && self.can_fetch(at, peer) && self.barred(now, peer).is_none();
+        let Some(peer) = fetchers.into_iter().find(hungry) else { return false };
+        self.reserve(now, at, peer) && self.grant(now, at, peer)
     }
 
     fn grant(&mut self, now: Duration, at: u32, peer: u32) -> bool {
+        let window = self.window(at, peer);
+        let at_once = (self.options.origin_connections / self.options.peer_connections.max(1)).max(1);
         let Some(task) = self.task(at) else { return false };
-        if task.free.total() == 0 {
-            return self.split(now, at, peer);
-        }
-        let sharing = task.can_fetch.max(1);
-        if sharing == 1 {
-            while let Some(run) = self.task(at).and_then(|task| task.free.take(u32::MAX)) {
+        if task.can_fetch <= 1 {
+            let mut granted = false;
+            for _ in 0..RUNS_ALONE {
+                let Some(run) = self.task(at).and_then(|task| task.free.take_within(&window, u32::MAX)) else { break };
                 self.lease(now, at, peer, run);
+                granted = true;
             }
-            return true;
+            return granted;
         }
-        let most = task.free.total().div_ceil(sharing.saturating_mul(ROUNDS)).clamp(1, MAX_RUN);
-        let Some(run) = task.free.take(most) else { return false };
-        self.lease(now, at, peer, run);
+        let sharing = task.can_fetch.min(at_once);
+        let free = task.free.count_within(&window, MAX_RUN * ROUNDS * sharing);
+        let enough = u32::try_from(ENOUGH * u64::from(task.pieces) / task.len.max(1)).unwrap_or(MAX_RUN);
+        let most = free.div_ceil(sharing).min(enough.max(free / (sharing * ROUNDS))).clamp(1, MAX_RUN);
+        match task.free.take_within(&window, most) {
+            Some(run) => self.lease(now, at, peer, run),
+            None => return self.split(now, at, peer, &window),
+        }
         true
     }
 
@@ -140,142 +165,214 @@ impl Cluster {
         let id = self.next_lease;
         self.next_lease += 1;
         let silence = self.options.silence;
-        let left = run.end - run.start;
         let Some(task) = self.task(at) else { return };
+        let left = task.unheld(run.clone()).iter().map(|run| run.end - run.start).sum();
         let name = task.id;
         task.leases.insert(run.start, id);
         let fetcher = task.fetchers.entry(peer).or_default();
         fetcher.leases += 1;
         fetcher.left += left;
-        fetcher.run = left;
+        fetcher.run = run.end - run.start;
         self.leases.insert(id, Lease { task: at, peer, start: run.start, end: run.end, left, moved: now });
         self.lease_ends.insert((now + silence, id));
         self.tell(peer, Directive::Lease { id, task: name, pieces: run, silence });
     }
 
-    /// Gives an idle peer half of the largest untouched tail. The host's budget bounds how many leases a task has.
-    fn split(&mut self, now: Duration, at: u32, peer: u32) -> bool {
+    /// Gives an idle peer half of the largest untouched tail in its window. The host's budget bounds how many leases a
+    /// task has.
+    fn split(&mut self, now: Duration, at: u32, peer: u32, window: &[Range<u32>]) -> bool {
         let Some(task) = self.seen(at) else { return false };
-        let largest = task.leases.values().filter_map(|id| Some((*id, self.leases.get(id)?)));
-        let Some((id, lease)) = largest.filter(|(_, lease)| lease.peer != peer).max_by_key(|(_, lease)| lease.left)
-        else {
-            return false;
-        };
-        let (holder, start, end) = (lease.peer, lease.start, lease.end);
-        let Some(entry) = self.seen_entry(at, holder) else { return false };
-        let tail = entry.have.after_last(start..end);
-        if end - tail < MIN_SPLIT {
-            return false;
-        }
-        let cut = tail + (end - tail).div_ceil(2);
-        let silence = self.options.silence;
-        let Some(lease) = self.leases.get_mut(&id) else { return false };
-        lease.end = cut;
-        lease.left -= end - cut;
-        let Some(task) = self.task(at) else { return false };
-        let name = task.id;
-        if let Some(fetcher) = task.fetchers.get_mut(&holder) {
-            fetcher.left -= end - cut;
-        }
-        self.tell(holder, Directive::Lease { id, task: name, pieces: start..cut, silence });
-        self.lease(now, at, peer, cut..end);
+        let others = task.leases.values().filter(|id| self.leases.get(id).is_some_and(|lease| lease.peer != peer));
+        let tails = others.filter_map(|&id| Some((id, self.tail(id, window)?)));
+        let Some((id, tail)) = tails.max_by_key(|(_, tail)| tail.end - tail.start) else { return false };
+        // Others may hold the end of it by now.
+        let Some(last) = tail.clone().rev().find(|&piece| !task.is_held(piece)) else { return false };
+        let cut = (tail.start + (tail.end - tail.start) / 2).min(last);
+        self.shorten(id, cut);
+        self.lease(now, at, peer, cut..tail.end);
         true
     }
 
-    /// Counts newly held pieces to the leases they are in; ends those that are done.
-    pub(super) fn count_to_leases(&mut self, now: Duration, at: u32, peer: u32, run: &Range<u32>) {
+    /// What the holder has not begun and the window includes, up to the lease's end. It goes through a lease from its
+    /// start on, a request a connection.
+    fn tail(&self, id: u64, window: &[Range<u32>]) -> Option<Range<u32>> {
+        let lease = self.leases.get(&id)?;
+        let entry = self.seen_entry(lease.task, lease.peer)?;
+        let connections = self.seen(lease.task)?.fetchers.get(&lease.peer)?.connections;
+        let task = self.seen(lease.task)?;
+        let piece_len = task.len.div_ceil(u64::from(task.pieces.max(1))).max(1);
+        let pieces = |bytes: u64| u32::try_from(bytes / piece_len).unwrap_or(u32::MAX).max(1);
+        let begun = connections.saturating_mul(pieces(REQUEST)).saturating_add(pieces(UNREPORTED));
+        let begun = entry.have.after_last(lease.start..lease.end).saturating_add(begun);
+        let within = window.iter().find(|part| part.contains(&(lease.end - 1)))?;
+        let tail = begun.max(within.start)..lease.end;
+        (tail.start < tail.end && tail.end - tail.start >= MIN_SPLIT).then_some(tail)
+    }
+
+    /// Moves a lease's end forward and tells its holder; what is cut off is somebody else's affair.
+    fn shorten(&mut self, id: u64, end: u32) {
+        let silence = self.options.silence;
+        let Some(lease) = self.leases.get_mut(&id) else { return };
+        let cut = end..std::mem::replace(&mut lease.end, end);
+        let (at, holder, pieces) = (lease.task, lease.peer, lease.start..end);
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let gone: u32 = task.unheld(cut).iter().map(|run| run.end - run.start).sum();
+        lease.left -= gone;
+        if let Some(fetcher) = task.fetchers.get_mut(&holder) {
+            fetcher.left -= gone;
+            fetcher.run = pieces.end - pieces.start;
+        }
+        let (name, done) = (task.id, lease.left == 0);
+        self.tell(holder, Directive::Lease { id, task: name, pieces, silence });
+        if done {
+            self.finish(id, false);
+            self.release_if_idle(at, holder);
+        }
+        if self.is_hungry(at, holder) {
+            self.queue_for_lease(at, holder);
+        }
+    }
+
+    /// A peer's report covers `run`: its leases there moved.
+    pub(super) fn moved(&mut self, now: Duration, at: u32, peer: u32, run: &Range<u32>) {
         let Some(task) = self.seen(at).filter(|task| task.fetchers.contains_key(&peer)) else { return };
-        let first = task.leases.range(..=run.start).next_back().map_or(run.start, |(&start, _)| start);
-        let touched: Vec<u64> = task.leases.range(first..run.end.max(first)).map(|(_, &id)| id).collect();
-        for id in touched {
-            let Some(lease) = self.leases.get(&id).filter(|lease| lease.peer == peer) else { continue };
-            let inside = run.start.max(lease.start)..run.end.min(lease.end);
-            if inside.start >= inside.end {
-                continue;
-            }
-            let held = self.seen_entry(at, peer).map_or(0, |entry| entry.have.count(inside.clone()));
-            let fresh = inside.end - inside.start - held;
-            let Some(lease) = self.leases.get_mut(&id) else { continue };
-            lease.moved = now;
-            lease.left = lease.left.saturating_sub(fresh);
-            let done = lease.left == 0;
-            if let Some(fetcher) = self.task(at).and_then(|task| task.fetchers.get_mut(&peer)) {
-                fetcher.left = fetcher.left.saturating_sub(fresh);
-                if fetcher.left <= fetcher.run / 2 {
-                    self.queue_for_lease(at, peer);
-                }
-            }
-            if done {
-                self.finish(id, false);
-                self.release_if_idle(at, peer);
-            }
+        for id in task.leases_in(run) {
+            self.touch(now, peer, id);
         }
     }
 
     pub(super) fn touch(&mut self, now: Duration, peer: u32, id: u64) {
         if let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.peer == peer) {
             lease.moved = now;
+            if let Some(member) = self.members.get_mut(peer) {
+                member.lapses = 0;
+            }
         }
+    }
+
+    fn cool(&mut self, now: Duration, at: u32, peer: u32) {
+        let Some(member) = self.members.get_mut(peer) else { return };
+        let pause = COOLING.saturating_mul(1 << member.lapses.min(16)).min(MAX_COOLING);
+        member.lapses = member.lapses.saturating_add(1);
+        member.cool_at = now + pause;
+        self.cooling.insert((now + pause, at, peer));
+    }
+
+    /// Pieces that nobody held are held now: they are not free, and leases on them are nearer to their end. Where
+    /// another than the holder has them (it fetched without a lease), the holder is told to leave them.
+    pub(super) fn hold(&mut self, at: u32, runs: &[Range<u32>], by: u32) {
+        let mut touched = Vec::new();
+        for run in runs {
+            let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+            task.free.remove(run.clone());
+            for id in task.leases_in(run) {
+                let Some(lease) = self.leases.get_mut(&id) else { continue };
+                let held = run.end.min(lease.end).saturating_sub(run.start.max(lease.start));
+                lease.left -= held;
+                if let Some(fetcher) = task.fetchers.get_mut(&lease.peer) {
+                    fetcher.left -= held;
+                }
+                if held > 0 && touched.last() != Some(&id) {
+                    touched.push(id);
+                }
+            }
+        }
+        for id in touched {
+            let Some(lease) = self.leases.get(&id) else { continue };
+            let holder = lease.peer;
+            if lease.left == 0 {
+                self.finish(id, holder != by);
+                self.release_if_idle(at, holder);
+            } else if holder != by {
+                self.trim(id);
+            }
+            if self.is_hungry(at, holder) {
+                self.queue_for_lease(at, holder);
+            }
+        }
+    }
+
+    /// Ends leases of which the peer has done its part, though what it fetched is disputed.
+    pub(super) fn end_disputed(&mut self, at: u32, peer: u32, run: &Range<u32>) {
+        let Some(task) = self.seen(at).filter(|task| !task.digests.disputes.is_empty()) else { return };
+        let Some(entry) = self.seen_entry(at, peer) else { return };
+        let own = |id: &u64| self.leases.get(id).filter(|lease| lease.peer == peer);
+        let done = |lease: &Lease| {
+            let mut left = task.unheld(lease.start..lease.end).into_iter().flatten();
+            left.all(|piece| entry.complete || entry.have.has(piece))
+        };
+        let ended: Vec<u64> = task.leases_in(run).into_iter().filter(|id| own(id).is_some_and(done)).collect();
+        for id in ended {
+            self.finish(id, false);
+            self.queue_for_lease(at, peer);
+        }
+        self.release_if_idle(at, peer);
+    }
+
+    /// Cuts pieces that are held off a lease's end.
+    fn trim(&mut self, id: u64) {
+        let Some(lease) = self.leases.get(&id) else { return };
+        let Some(task) = self.seen(lease.task) else { return };
+        let last = (lease.start..lease.end).rev().find(|&piece| !task.is_held(piece));
+        if let Some(last) = last.filter(|last| last + 1 < lease.end) {
+            self.shorten(id, last + 1);
+        }
+    }
+
+    /// Pieces that nobody holds any more: a lease's again, or free.
+    pub(super) fn unhold(&mut self, at: u32, run: &Range<u32>) {
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let mut free: Vec<Range<u32>> = std::iter::once(run.clone()).collect();
+        for id in task.leases_in(run) {
+            let Some(lease) = self.leases.get_mut(&id) else { continue };
+            let leased = run.start.max(lease.start)..run.end.min(lease.end);
+            if leased.is_empty() {
+                continue;
+            }
+            let count = leased.end - leased.start;
+            lease.left += count;
+            if let Some(fetcher) = task.fetchers.get_mut(&lease.peer) {
+                fetcher.left += count;
+            }
+            free = without(&free, &leased);
+        }
+        free.into_iter().for_each(|run| task.free.add(run));
     }
 
     pub(super) fn returned(&mut self, now: Duration, peer: u32, id: u64, reason: ReturnReason, retry: Duration) {
         let Some(lease) = self.leases.get(&id).filter(|lease| lease.peer == peer) else { return };
-        let at = lease.task;
-        self.finish(id, false);
+        let (at, run) = (lease.task, lease.start..lease.end);
         match reason {
             ReturnReason::Expired | ReturnReason::Refused => {
-                self.end_leases(now, at, peer, true);
-                if let Some(entry) = self.entry(at, peer)
-                    && std::mem::take(&mut entry.can_fetch)
-                    && let Some(task) = self.task(at)
-                {
-                    task.can_fetch -= 1;
-                }
+                self.end_leases(at, peer, true);
+                self.stop_fetching(at, peer);
             }
             ReturnReason::Throttled => {
-                self.pause(now, at, retry);
+                self.pause(now, at, peer, retry);
                 self.queue_for_lease(at, peer);
             }
-            ReturnReason::Failed => self.queue_for_lease(at, peer),
-            ReturnReason::Unneeded => {}
+            ReturnReason::Failed => self.cool(now, at, peer),
+            ReturnReason::Unneeded => {
+                self.narrow(at, peer, &run);
+                self.queue_for_lease(at, peer);
+            }
         }
+        self.finish(id, false);
         self.release_if_idle(at, peer);
         self.lease_out(now, at);
     }
 
-    fn pause(&mut self, now: Duration, at: u32, retry: Duration) {
-        let pause = if retry.is_zero() { PAUSE } else { retry.min(MAX_PAUSE) };
-        let Some(task) = self.seen(at) else { return };
-        let Some(host) = task.host.clone() else { return };
-        let told: Vec<u32> = task.fetchers.keys().copied().collect();
-        if let Some(state) = self.hosts.get_mut(&host) {
-            state.paused_until = Some(now + pause);
-            if !state.pending.contains(&at) {
-                state.pending.push_back(at);
-            }
-        }
-        for peer in told {
-            self.tell(peer, Directive::Throttle { host: Arc::clone(&host), pause });
-        }
-    }
-
-    /// Ends a lease; what its holder does not hold is free again.
+    /// Ends a lease; what nobody holds of it is free again.
     fn finish(&mut self, id: u64, tell: bool) {
         let Some(lease) = self.leases.remove(&id) else { return };
-        let rest = match self.seen_entry(lease.task, lease.peer) {
-            Some(entry) if entry.complete => Vec::new(),
-            Some(entry) => entry.have.runs(lease.start..lease.end, false),
-            None => std::iter::once(lease.start..lease.end).collect(),
-        };
         if let Some(task) = self.task(lease.task) {
             task.leases.remove(&lease.start);
-            // Somebody else may hold pieces of it by now only if it fetched without a lease: a second copy at worst.
-            if task.complete == 0 {
-                rest.into_iter().for_each(|run| task.free.add(run));
+            if lease.left > 0 {
+                task.unheld(lease.start..lease.end).into_iter().for_each(|run| task.free.add(run));
             }
             if let Some(fetcher) = task.fetchers.get_mut(&lease.peer) {
-                fetcher.leases = fetcher.leases.saturating_sub(1);
-                fetcher.left = fetcher.left.saturating_sub(lease.left);
+                fetcher.leases -= 1;
+                fetcher.left -= lease.left;
             }
         }
         if tell {
@@ -283,7 +380,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn end_leases(&mut self, _now: Duration, at: u32, peer: u32, tell: bool) {
+    pub(super) fn end_leases(&mut self, at: u32, peer: u32, tell: bool) {
         let Some(task) = self.seen(at).filter(|task| task.fetchers.contains_key(&peer)) else { return };
         let ids: Vec<u64> = task.leases.values().copied().collect();
         for id in ids {
@@ -294,22 +391,9 @@ impl Cluster {
         self.release_if_idle(at, peer);
     }
 
-    fn release_if_idle(&mut self, at: u32, peer: u32) {
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
-        if task.fetchers.get(&peer).is_none_or(|fetcher| fetcher.leases > 0) {
-            return;
-        }
-        let Some(fetcher) = task.fetchers.remove(&peer) else { return };
-        if let Some(host) = task.host.as_ref().and_then(|host| self.hosts.get_mut(host)) {
-            host.in_use = host.in_use.saturating_sub(fetcher.connections);
-        }
-    }
-
     pub(super) fn reclaim_silent(&mut self, now: Duration) {
         let silence = self.options.silence;
-        while let Some(&(due, id)) = self.lease_ends.first()
-            && due <= now
-        {
+        while let Some((_, id)) = self.lease_ends.first().copied().filter(|&(due, _)| due <= now) {
             self.lease_ends.pop_first();
             let Some(lease) = self.leases.get(&id) else { continue };
             if lease.moved + silence > now {
@@ -319,46 +403,8 @@ impl Cluster {
             let (at, peer) = (lease.task, lease.peer);
             self.finish(id, true);
             self.release_if_idle(at, peer);
-            // Last in the queue: others that can go first.
-            self.queue_for_lease(at, peer);
+            self.cool(now, at, peer);
             self.lease_out(now, at);
         }
-    }
-
-    /// Serves tasks that waited for a host's connections, each in its turn.
-    pub(super) fn resume_hosts(&mut self, now: Duration) {
-        let budget = self.options.origin_connections;
-        let mut ready = Vec::new();
-        for host in self.hosts.values_mut().filter(|host| !host.pending.is_empty() && host.in_use < budget) {
-            if host.paused_until.is_none_or(|until| until <= now) {
-                host.paused_until = None;
-                ready.extend(host.pending.drain(..));
-            }
-        }
-        for at in ready {
-            self.lease_out(now, at);
-        }
-    }
-
-    /// After a holder left: pieces that nobody holds and nobody fetches are free again.
-    fn find_unheld(&mut self, at: u32) {
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
-        if !task.stale || task.complete > 0 || task.waiting.is_empty() {
-            return;
-        }
-        task.stale = false;
-        let pieces = task.pieces;
-        let mut taken = super::pieces::Bits::default();
-        for entry in &task.entries {
-            entry.have.runs(0..pieces, true).into_iter().for_each(|run| {
-                taken.set(run, pieces);
-            });
-        }
-        for id in task.leases.values() {
-            if let Some(lease) = self.leases.get(id) {
-                taken.set(lease.start..lease.end, pieces);
-            }
-        }
-        taken.runs(0..pieces, false).into_iter().for_each(|run| task.free.add(run));
     }
 }

@@ -1,9 +1,12 @@
 //! Who is in the cluster [pure].
 
 use core::net::SocketAddr;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+
+use super::Map;
+use super::blame::Accusation;
 
 /// A peer's place in the cluster's tables. Kept over reconnections of the same name, reused after its expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,8 +17,10 @@ pub struct PeerId(pub u32);
 pub struct PeerInfo {
     /// Unique in the cluster.
     pub name: Arc<str>,
-    /// QUIC endpoint.
+    /// Its first QUIC endpoint.
     pub address: SocketAddr,
+    /// Endpoints at consecutive ports, at least 1.
+    pub endpoints: u16,
     /// Key and value of each label.
     pub labels: Vec<(String, String)>,
     /// Preferred as a parent.
@@ -28,12 +33,20 @@ pub(super) struct Member {
     /// Groups it belongs to, coarse to fine.
     pub(super) groups: Box<[u32]>,
     /// Task to this peer's place in the task's entries.
-    pub(super) tasks: HashMap<u32, u32>,
+    pub(super) tasks: Map<u32, u32>,
     pub(super) connected: bool,
+    /// Since when it has no session.
+    pub(super) gone: Option<Duration>,
+    /// When its session began to say what it holds.
+    pub(super) since: Duration,
     pub(super) uploads: u32,
+    /// Leases that failed or fell silent since one moved.
+    pub(super) lapses: u8,
+    /// It gets no lease before.
+    pub(super) cool_at: Duration,
     pub(super) banned_until: Option<Duration>,
     /// Who blamed it lately.
-    pub(super) accusers: Vec<(u32, Duration)>,
+    pub(super) accusers: Vec<Accusation>,
     /// Whom it blamed lately: not linked with again for a while.
     pub(super) accused: Vec<(u32, Duration)>,
 }
@@ -44,6 +57,7 @@ pub(super) struct Members {
     free: Vec<u32>,
     by_name: HashMap<Arc<str>, u32>,
     groups: HashMap<(u32, String), u32>,
+    seeds: BTreeSet<u32>,
 }
 
 impl Members {
@@ -53,18 +67,24 @@ impl Members {
         if let Some(&slot) = self.by_name.get(&info.name)
             && let Some(member) = self.slots[slot as usize].as_mut()
         {
+            mark(&mut self.seeds, slot, info.seed);
             member.info = info;
             member.groups = groups;
             member.connected = true;
+            member.gone = None;
             return slot;
         }
         let name = Arc::clone(&info.name);
         let member = Member {
             info,
             groups,
-            tasks: HashMap::new(),
+            tasks: Map::default(),
             connected: true,
+            gone: None,
+            since: Duration::ZERO,
             uploads: 0,
+            lapses: 0,
+            cool_at: Duration::ZERO,
             banned_until: None,
             accusers: Vec::new(),
             accused: Vec::new(),
@@ -73,6 +93,7 @@ impl Members {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 peers")
         });
+        mark(&mut self.seeds, slot, member.info.seed);
         self.slots[slot as usize] = Some(member);
         self.by_name.insert(name, slot);
         slot
@@ -81,6 +102,7 @@ impl Members {
     pub(super) fn leave(&mut self, slot: u32) {
         if let Some(member) = self.slots.get_mut(slot as usize).and_then(Option::take) {
             self.by_name.remove(&member.info.name);
+            self.seeds.remove(&slot);
             self.free.push(slot);
         }
     }
@@ -91,6 +113,10 @@ impl Members {
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Member> {
         self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    pub(super) fn seeds(&self) -> impl Iterator<Item = u32> {
+        self.seeds.iter().copied()
     }
 
     pub(super) fn named(&self, name: &str) -> Option<u32> {
@@ -124,4 +150,11 @@ impl Members {
         }
         groups.into()
     }
+}
+
+fn mark(seeds: &mut BTreeSet<u32>, slot: u32, seed: bool) {
+    match seed {
+        true => seeds.insert(slot),
+        false => seeds.remove(&slot),
+    };
 }

@@ -45,8 +45,18 @@ impl Bits {
         gone
     }
 
-    pub(super) fn count(&self, run: Range<u32>) -> u32 {
-        words(run).map(|(index, mask)| self.0.get(index).map_or(0, |word| (word & mask).count_ones())).sum()
+    /// Sets what is set there, of the same size.
+    pub(super) fn join(&mut self, other: &Self) {
+        if self.0.is_empty() {
+            self.0 = other.0.clone();
+        }
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    /// How many are set here and not there.
+    pub(super) fn beyond(&self, other: &Self) -> u32 {
+        let others = other.0.iter().copied().chain(std::iter::repeat(0));
+        self.0.iter().zip(others).map(|(word, other)| (word & !other).count_ones()).sum()
     }
 
     pub(super) fn has(&self, piece: u32) -> bool {
@@ -70,7 +80,10 @@ impl Bits {
 
     /// The first piece past the last one set in `run`; its start where none is.
     pub(super) fn after_last(&self, run: Range<u32>) -> u32 {
-        self.runs(run.clone(), true).last().map_or(run.start, |last| last.end)
+        let words: Vec<(usize, u64)> = words(run.clone()).collect();
+        let set = |&(index, mask): &(usize, u64)| (index, self.0.get(index).map_or(0, |word| word & mask));
+        let last = words.iter().rev().map(set).find(|&(_, word)| word != 0);
+        last.map_or(run.start, |(index, word)| index as u32 * 64 + 64 - word.leading_zeros())
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -149,16 +162,64 @@ impl FreeRuns {
         }
     }
 
-    /// Takes up to `most` pieces from the lowest run.
-    pub(super) fn take(&mut self, most: u32) -> Option<Range<u32>> {
-        let (start, end) = self.runs.pop_first()?;
-        let cut = end.min(start.saturating_add(most.max(1)));
-        if cut < end {
-            self.runs.insert(cut, end);
-        }
-        self.total -= cut - start;
-        Some(start..cut)
+    #[cfg(test)]
+    pub(super) fn clone_runs(&self) -> Vec<Range<u32>> {
+        self.runs.iter().map(|(&start, &end)| start..end).collect()
     }
+
+    /// Takes up to `most` pieces from the lowest run inside the window, which is rising and disjoint.
+    pub(super) fn take_within(&mut self, window: &[Range<u32>], most: u32) -> Option<Range<u32>> {
+        let run = window.iter().find_map(|part| self.inside(part).next())?;
+        let run = run.start..run.end.min(run.start.saturating_add(most.max(1)));
+        self.remove(run.clone());
+        Some(run)
+    }
+
+    /// Free pieces inside the window; past `enough` it stops counting.
+    pub(super) fn count_within(&self, window: &[Range<u32>], enough: u32) -> u32 {
+        let mut count = 0;
+        for run in window.iter().flat_map(|part| self.inside(part)) {
+            count += run.end - run.start;
+            if count >= enough {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The free runs cut to `part`, rising.
+    fn inside(&self, part: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
+        let part = part.clone();
+        let first = self.runs.range(..=part.start).next_back().map_or(part.start, |(&start, _)| start);
+        let last = part.end.max(first);
+        self.runs
+            .range(first..last)
+            .map(move |(&start, &end)| start.max(part.start)..end.min(part.end))
+            .filter(|run| !run.is_empty())
+    }
+}
+
+/// Rising, disjoint, not touching and within `0..pieces`, whatever was said; past `most` runs the rest is left out.
+pub(super) fn tidied(mut runs: Vec<Range<u32>>, pieces: u32, most: usize) -> Vec<Range<u32>> {
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut tidy: Vec<Range<u32>> = Vec::with_capacity(runs.len().min(most));
+    for run in runs.into_iter().map(|run| run.start..run.end.min(pieces)).filter(|run| !run.is_empty()) {
+        let full = tidy.len() == most;
+        match tidy.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ if full => break,
+            _ => tidy.push(run),
+        }
+    }
+    tidy
+}
+
+/// The window without a run.
+pub(super) fn without(window: &[Range<u32>], run: &Range<u32>) -> Vec<Range<u32>> {
+    let parts = |part: &Range<u32>| {
+        [part.start..part.end.min(run.start).max(part.start), part.start.max(run.end).min(part.end)..part.end]
+    };
+    window.iter().flat_map(parts).filter(|part| !part.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -185,21 +246,39 @@ mod tests {
                         free.remove(run);
                     }
                     _ => {
-                        if let Some(taken) = free.take(len) {
-                            assert_eq!(set.first(), Some(&taken.start));
+                        let window = [10..run.start.max(10), run.end.max(10)..240];
+                        let mut inside = set.iter().copied().filter(|piece| window.iter().any(|w| w.contains(piece)));
+                        let (first, count) = (inside.clone().next(), inside.by_ref().count());
+                        assert_eq!(free.count_within(&window, u32::MAX) as usize, count);
+                        let taken = free.take_within(&window, len);
+                        assert_eq!(taken.as_ref().map(|taken| taken.start), first);
+                        if let Some(taken) = taken {
                             assert!(taken.clone().all(|piece| set.remove(&piece)));
                             bits.clear(taken);
                         }
                     }
                 }
                 assert_eq!(free.total() as usize, set.len());
-                assert_eq!(bits.count(0..256) as usize, set.len());
+                assert_eq!(bits.beyond(&Bits::default()) as usize, set.len());
                 let listed: Vec<u32> = bits.runs(0..256, true).into_iter().flatten().collect();
                 assert!(listed.iter().eq(set.iter()));
                 let unset: Vec<u32> = bits.runs(0..256, false).into_iter().flatten().collect();
                 assert_eq!(unset.len() + set.len(), 256);
                 assert!(set.iter().all(|&piece| bits.has(piece)));
             }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn windows_are_tidied_and_cut_as_sets(said in proptest::collection::vec((0u32..120, 0u32..40), 0..12), cut in 0u32..120) {
+            let runs: Vec<_> = said.iter().map(|&(start, len)| start..start + len).collect();
+            let set: std::collections::BTreeSet<u32> = runs.iter().cloned().flatten().filter(|&piece| piece < 100).collect();
+            let tidy = tidied(runs, 100, 64);
+            assert!(tidy.windows(2).all(|pair| pair[0].end < pair[1].start));
+            assert!(tidy.iter().cloned().flatten().eq(set.iter().copied()));
+            let left = without(&tidy, &(cut..cut + 9));
+            assert!(left.into_iter().flatten().eq(set.into_iter().filter(|piece| !(cut..cut + 9).contains(piece))));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Links between the peers of a task: near ones first, a few random, mutual and bounded [pure].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Cluster, Directive, Parent};
@@ -10,6 +11,12 @@ const LOOK_AT_ALL: usize = 64;
 const SAMPLE: usize = 24;
 /// With fewer links than this a late joiner is wired into links of others.
 const MIN_LINKS: usize = 4;
+/// A task with few pieces gets few links: it is over before more of them are of use.
+const PIECES_A_LINK: usize = 2;
+/// A wanting peer with fewer links than the first, or none, gets another look this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Peers looked at again in one tick.
+const POOR_AT_ONCE: usize = 256;
 
 impl Cluster {
     pub(super) fn grouped(&self, at: u32) -> bool {
@@ -24,7 +31,8 @@ impl Cluster {
             candidates.iter().map(|&other| (self.score(at, peer, other), other)).collect();
         scored.sort_unstable_by_key(|&(score, other)| (std::cmp::Reverse(score), other));
         let have = self.seen_entry(at, peer).map_or(0, |entry| entry.links.len());
-        let room = self.options.parents.saturating_sub(have);
+        let pieces = self.seen(at).map_or(0, |task| task.pieces as usize);
+        let room = self.options.parents.min(MIN_LINKS + pieces / PIECES_A_LINK).saturating_sub(have);
         let near = room.saturating_sub(self.options.random_parents);
         let (mut open, full): (Vec<u32>, Vec<u32>) =
             scored.into_iter().map(|(_, other)| other).partition(|&other| self.has_room(at, other));
@@ -38,26 +46,53 @@ impl Cluster {
             self.link(at, peer, other);
         }
         if linked < MIN_LINKS {
-            self.wire_between(at, peer, &full, MIN_LINKS - linked);
+            self.wire_between(now, at, peer, &full, MIN_LINKS - linked);
+        }
+        let Some(entry) = self.entry(at, peer) else { return };
+        if entry.links.len() < MIN_LINKS && !std::mem::replace(&mut entry.poor, true) {
+            self.poor.insert((now + LOOK_AGAIN, at, peer));
+        }
+    }
+
+    /// Looks again for links of those that found few: others came, bans ended.
+    pub(super) fn link_poor(&mut self, now: Duration) {
+        for _ in 0..POOR_AT_ONCE {
+            let Some((_, at, peer)) = self.poor.first().copied().filter(|&(due, ..)| due <= now) else { return };
+            self.poor.pop_first();
+            let Some(entry) = self.entry(at, peer) else { continue };
+            entry.poor = false;
+            let (wants, few, holds) = (entry.wants, entry.links.len() < MIN_LINKS, entry.held > 0);
+            let wanted = self.seen(at).is_some_and(|task| task.wanters > 0);
+            if few && (wants || holds && wanted) {
+                self.link_up(now, at, peer);
+            }
         }
     }
 
     /// Breaks links of full peers and puts this one in between: their numbers stay the same.
-    fn wire_between(&mut self, at: u32, peer: u32, full: &[u32], wanted: usize) {
+    fn wire_between(&mut self, now: Duration, at: u32, peer: u32, full: &[u32], wanted: usize) {
         for &a in full.iter().take(wanted.div_ceil(2)) {
             let links = self.seen_entry(at, a).map(|entry| entry.links.clone()).unwrap_or_default();
-            if links.is_empty() {
+            let own = self.seen_entry(at, peer).map_or(0, |entry| entry.links.len());
+            if links.is_empty() || own + 2 > self.options.max_links {
                 continue;
             }
             let b = links[self.random(links.len())];
-            let known =
-                self.seen_entry(at, peer).is_some_and(|entry| entry.links.contains(&b) || entry.links.contains(&a));
-            if b == peer || known {
-                continue;
+            if self.may_link(now, at, peer, a) && self.may_link(now, at, peer, b) {
+                self.unlink(at, a, b);
+                self.link(at, peer, a);
+                self.link(at, peer, b);
             }
-            self.unlink(at, a, b);
-            self.link(at, peer, a);
-            self.link(at, peer, b);
+        }
+    }
+
+    /// The links that a peer has, again: it may have missed some between two sessions.
+    pub(super) fn tell_links(&mut self, at: u32, peer: u32) {
+        let links = self.seen_entry(at, peer).map(|entry| entry.links.clone()).unwrap_or_default();
+        for other in links {
+            if let Some(directive) = self.introduction(at, peer, other) {
+                self.tell(peer, directive);
+            }
         }
     }
 
@@ -97,15 +132,21 @@ impl Cluster {
     fn may_link(&self, now: Duration, at: u32, peer: u32, other: u32) -> bool {
         let (Some(a), Some(b)) = (self.members.get(peer), self.members.get(other)) else { return false };
         let avoids = |list: &[(u32, Duration)], whom| list.iter().any(|&(peer, until)| peer == whom && until > now);
-        let banned = |until: Option<Duration>| until.is_some_and(|until| until > now);
         peer != other
             && b.connected
-            && !banned(b.banned_until)
-            && !banned(a.banned_until)
+            && !self.is_banned(now, peer)
+            && !self.is_banned(now, other)
             && !avoids(&a.accused, other)
             && !avoids(&b.accused, peer)
             && self.seen_entry(at, peer).is_some_and(|entry| !entry.links.contains(&other))
             && self.seen_entry(at, other).is_some_and(|entry| entry.wants || entry.held > 0)
+            && !self.have_nothing_to_say(at, peer, other)
+    }
+
+    /// Two that do not want, or hold everything, are of no use to each other.
+    fn have_nothing_to_say(&self, at: u32, peer: u32, other: u32) -> bool {
+        let takes = |peer| self.seen_entry(at, peer).is_some_and(|entry| entry.wants && !entry.complete);
+        !takes(peer) && !takes(other)
     }
 
     fn has_room(&self, at: u32, peer: u32) -> bool {
@@ -124,13 +165,7 @@ impl Cluster {
 
     fn link(&mut self, at: u32, a: u32, b: u32) {
         for (from, to) in [(a, b), (b, a)] {
-            let nearness = self.members.nearness(from, to);
-            let complete = self.seen_entry(at, to).is_some_and(|entry| entry.complete);
-            let (Some(task), Some(member)) = (self.seen(at), self.members.get(to)) else { return };
-            let info = &member.info;
-            let (name, address) = (info.name.clone(), info.address);
-            let parent = Parent { name, address, seed: info.seed, nearness, complete };
-            let directive = Directive::Link { task: task.id, parent };
+            let Some(directive) = self.introduction(at, from, to) else { return };
             if let Some(entry) = self.entry(at, from) {
                 if entry.links.len() == entry.links.capacity() {
                     entry.links.reserve_exact(4);
@@ -139,6 +174,19 @@ impl Cluster {
             }
             self.tell(from, directive);
         }
+    }
+
+    fn introduction(&self, at: u32, from: u32, to: u32) -> Option<Directive> {
+        let info = &self.members.get(to)?.info;
+        let parent = Parent {
+            name: Arc::clone(&info.name),
+            address: info.address,
+            endpoints: info.endpoints,
+            seed: info.seed,
+            nearness: self.members.nearness(from, to),
+            complete: self.seen_entry(at, to).is_some_and(|entry| entry.complete),
+        };
+        Some(Directive::Link { task: self.seen(at)?.id, parent })
     }
 
     fn unlink(&mut self, at: u32, a: u32, b: u32) {
@@ -163,17 +211,22 @@ impl Cluster {
             self.unlink(at, peer, other);
         }
         for other in links {
-            let poor = self.seen_entry(at, other).is_some_and(|entry| entry.wants && entry.links.len() < MIN_LINKS);
+            let poor = self
+                .seen_entry(at, other)
+                .is_some_and(|entry| entry.wants && entry.links.len() < self.options.parents / 2);
             if poor {
                 self.link_up(now, at, other);
             }
         }
     }
 
+    /// Parts two peers; each that wants looks for others.
     pub(super) fn unlink_pair(&mut self, now: Duration, at: u32, a: u32, b: u32) {
         self.unlink(at, a, b);
-        if self.seen_entry(at, a).is_some_and(|entry| entry.wants) {
-            self.link_up(now, at, a);
+        for peer in [a, b] {
+            if self.seen_entry(at, peer).is_some_and(|entry| entry.wants) {
+                self.link_up(now, at, peer);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Two unmodified clients download one model through one node, and neither knows.
+//! Unmodified clients on three nodes of a cluster download one model, which leaves the origin once, and none of them knows.
 //!
 //! Run by `cargo xtask demo`, which builds and installs what this needs. Everything that it makes (namespaces, a cgroup,
 //! BPF programs, files) is gone when it ends, however it ends.

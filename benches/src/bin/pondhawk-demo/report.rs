@@ -21,14 +21,20 @@ pub(crate) struct Report {
 pub(crate) struct Run {
     /// Name and version.
     pub(crate) client: String,
+    /// On whose machine it ran.
+    pub(crate) node: String,
     /// From start to end of the client's process.
     pub(crate) seconds: f64,
-    /// Bytes that the origin sent during the run.
+    /// Bytes that this node had from the origin during the run, by its own count.
     pub(crate) from_origin: u64,
-    /// Bytes that other nodes sent.
+    /// Bytes that it had from other nodes.
     pub(crate) from_peers: u64,
-    /// Bytes that the node sent to the client, by its own count, less those that the origin sent during the run, by the origin's.
+    /// The rest of the file: what its store held before.
     pub(crate) from_store: u64,
+    /// Bytes that it sent to other nodes.
+    pub(crate) to_peers: u64,
+    /// Requests that it answered from its store alone.
+    pub(crate) hits: u64,
     /// Whether the downloaded file is the published one.
     pub(crate) sha256_ok: bool,
 }
@@ -39,17 +45,20 @@ impl Report {
         ratio(self.origin_bytes, self.file_bytes)
     }
 
-    /// The share of all downloaded bytes that came from the store.
+    /// The share of all downloaded bytes that did not come from the origin.
     pub(crate) fn hit_ratio(&self) -> f64 {
-        let stored: u64 = self.runs.iter().map(|run| run.from_store).sum();
-        ratio(stored, self.file_bytes * self.runs.len() as u64)
+        let saved: u64 = self.runs.iter().map(|run| run.from_store + run.from_peers).sum();
+        ratio(saved, self.file_bytes * self.runs.len() as u64)
     }
 
     /// What is wrong with the outcome; empty when the demo shows what it is there to show.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let mut complaints: Vec<String> = Vec::new();
         for run in self.runs.iter().filter(|run| !run.sha256_ok) {
-            complaints.push(format!("{} got wrong bytes", run.client));
+            complaints.push(format!("{} on {} got wrong bytes", run.client, run.node));
+        }
+        if self.nodes > 1 && self.runs.iter().all(|run| run.from_peers == 0) {
+            complaints.push("no node had anything from another one".to_owned());
         }
         if self.origin_bytes < self.file_bytes {
             complaints.push("the origin sent less than one file: the counter cannot be right".to_owned());
@@ -63,11 +72,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<24} {:>8} {:>12} {:>12}  sha256", "client", "seconds", "from origin", "from store")?;
+        let titles = ["from origin", "from peers", "from store", "to peers"];
+        write!(f, "{:<21} {:<7} {:>7}", "client", "node", "seconds")?;
+        titles.iter().try_for_each(|title| write!(f, " {title:>11}"))?;
+        writeln!(f, "  sha256")?;
         for run in &self.runs {
-            let verdict = if run.sha256_ok { "right" } else { "WRONG" };
-            let (origin, store) = (size(run.from_origin), size(run.from_store));
-            writeln!(f, "{:<24} {:>8.2} {origin:>12} {store:>12}  {verdict}", run.client, run.seconds)?;
+            write!(f, "{:<21} {:<7} {:>7.2}", run.client, run.node, run.seconds)?;
+            let moved = [run.from_origin, run.from_peers, run.from_store, run.to_peers];
+            moved.iter().try_for_each(|bytes| write!(f, " {:>11}", size(*bytes)))?;
+            writeln!(f, "  {}", if run.sha256_ok { "right" } else { "WRONG" })?;
         }
         writeln!(
             f,
@@ -102,8 +115,11 @@ mod tests {
             client: client.to_owned(),
             seconds: 1.5,
             from_origin,
+            node: "node-0".to_owned(),
             from_peers: 0,
             from_store,
+            to_peers: 0,
+            hits: 0,
             sha256_ok: true,
         };
         let runs = vec![run("one", 1000, 0), run("two", second_from_origin, 1000 - second_from_origin)];
@@ -132,6 +148,9 @@ mod tests {
         let keys: Vec<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(keys, ["file_bytes", "nodes", "origin_bytes", "runs"]);
         let run: Vec<&str> = json["runs"][0].as_object().expect("an object").keys().map(String::as_str).collect();
-        assert_eq!(run, ["client", "from_origin", "from_peers", "from_store", "seconds", "sha256_ok"]);
+        assert_eq!(
+            run,
+            ["client", "from_origin", "from_peers", "from_store", "hits", "node", "seconds", "sha256_ok", "to_peers"]
+        );
     }
 }

@@ -71,6 +71,27 @@ fn a_held_piece_is_not_overwritten_and_a_bad_place_is_refused() {
 }
 
 #[test]
+fn bytes_that_may_be_served_are_not_overwritten_by_a_later_writer_of_the_piece() {
+    on_ring(async {
+        let site = Site::new();
+        let store = site.open();
+        let (pool, held) = (pool(), store.create(SAMPLE.meta()).await.unwrap());
+        let fill = async |byte: u8, at: u32, n: usize| {
+            let mut buf = pool.lease().await;
+            buf[..n].fill(byte);
+            held.write(0, at, buf, n).await.0.unwrap();
+        };
+        fill(1, 0, 100).await;
+        held.advance(0, 100);
+        fill(2, 0, 60).await;
+        fill(2, 60, 80).await;
+        let mut bytes = [0; 140];
+        std::os::unix::fs::FileExt::read_exact_at(&**held.file(), &mut bytes, 0).unwrap();
+        assert_eq!((&bytes[..100], &bytes[100..]), (&[1; 100][..], &[2; 40][..]));
+    });
+}
+
+#[test]
 fn a_reader_of_a_removed_task_reads_on_while_the_name_is_used_anew() {
     on_ring(async {
         let site = Site::new();
@@ -97,9 +118,13 @@ fn a_reader_follows_advances_and_commits_made_on_another_thread() {
         let held = Arc::clone(&held);
         std::thread::spawn(move || {
             on_ring(async {
+                let pool = pool();
+                let mut start = pool.lease().await;
+                start[..1000].copy_from_slice(&SAMPLE.piece(0)[..1000]);
+                held.write(0, 0, start, 1000).await.0.unwrap();
                 held.advance(0, 1000);
                 held.advance(0, 500);
-                SAMPLE.add_all(&held, &pool()).await;
+                SAMPLE.add_all(&held, &pool).await;
             });
         })
     };

@@ -1,13 +1,24 @@
-//! Host suffixes the node speaks for, and the host names under them. [pure]
+//! Host suffixes that a certificate authority speaks for, and the host names under them. [pure]
 
 use std::fmt;
-
-use crate::task::id::is_under;
 
 /// Longest DNS name in text form (RFC 1035, section 3.1).
 const MAX_NAME: usize = 253;
 /// Longest label (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
+
+/// The hosts of the Hub's content delivery networks, without the one that serves nothing but xorbs: those are passed
+/// through, so catching them would only cost.
+pub const HUB_HOSTS: [&str; 8] = [
+    "cdn-lfs.huggingface.co",
+    "cdn-lfs-us-1.huggingface.co",
+    "cdn-lfs-eu-1.huggingface.co",
+    "cdn-lfs.hf.co",
+    "cdn-lfs-us-1.hf.co",
+    "cdn-lfs-eu-1.hf.co",
+    "cdn.hf.co",
+    "cas-bridge.xethub.hf.co",
+];
 
 /// Host suffixes, normalised: lower case, no leading or trailing dot, sorted, none covered by another.
 ///
@@ -22,11 +33,16 @@ pub enum NameError {
     #[error("host suffix {0:?} is not a DNS name such as `hf.co`, `.hf.co` or `*.hf.co`")]
     NotAName(String),
     /// A CA without a constraint would speak for every host.
-    #[error("no host suffixes are configured: the node's CA would have no limits")]
+    #[error("no host suffixes are configured: the CA would have no limits")]
     NoSuffixes,
 }
 
 impl Suffixes {
+    /// [`HUB_HOSTS`].
+    pub fn hub() -> Self {
+        Self::new(HUB_HOSTS).expect("the list holds names")
+    }
+
     /// Takes `hf.co`, `.hf.co` and `*.hf.co` alike: all three mean `hf.co` and everything below.
     pub fn new<S: AsRef<str>>(suffixes: impl IntoIterator<Item = S>) -> Result<Self, NameError> {
         let mut names = suffixes.into_iter().map(|suffix| normalise(suffix.as_ref())).collect::<Result<Vec<_>, _>>()?;
@@ -47,7 +63,12 @@ impl Suffixes {
         self.0.iter().any(|suffix| is_under(&host, suffix))
     }
 
-    /// The name a certificate for `sni` carries, or `None` where the node may not speak for it.
+    /// Those of `others` that are not covered, as text; empty where all are.
+    pub fn missing(&self, others: &Self) -> String {
+        others.iter().filter(|suffix| !self.covers(suffix)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The name a certificate for `sni` carries, or `None` where the CA may not speak for it.
     pub fn leaf_name(&self, sni: &str) -> Option<String> {
         let host = sni.strip_suffix('.').unwrap_or(sni).to_ascii_lowercase();
         (is_host(&host) && self.covers(&host)).then_some(host)
@@ -63,6 +84,12 @@ impl fmt::Display for Suffixes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join(", "))
     }
+}
+
+/// Whether a host is the suffix or a name below it: `hf.co` covers `cdn.hf.co` and not `xhf.co`. Both in lower case.
+pub fn is_under(host: &str, suffix: &str) -> bool {
+    let suffix = suffix.trim_start_matches('.');
+    !suffix.is_empty() && host.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn normalise(suffix: &str) -> Result<String, NameError> {

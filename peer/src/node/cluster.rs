@@ -1,0 +1,231 @@
+//! The node's part in a cluster: its name, its session with a scheduler (perhaps its own), its QUIC endpoints.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pondhawk_scheduler::service::{Options as SchedulerOptions, Scheduler};
+use tokio::sync::watch;
+
+use super::{Node, NodeError};
+use crate::{
+    admin::{LinkReport, SwarmReport},
+    config::Config,
+    limits,
+    shard::Shard,
+    swarm::{
+        exchange::Exchange,
+        identity::Token,
+        session::{self, SessionOptions, SwarmStatus},
+    },
+    tls::{Authority, Suffixes},
+    wire::{Endpoint, Identity, LinkStatus, Links, Options, PeerId, Uploads},
+};
+
+/// Where the embedded scheduler keeps its CA and its secret, below the data directory.
+pub const SCHEDULER_DIR: &str = "scheduler";
+/// A node joins its own scheduler with this; it needs it only until it has its certificate.
+const OWN_TOKEN_TTL: Duration = Duration::from_secs(3600);
+/// Between two tries to open a QUIC port that is taken.
+const REBIND: Duration = Duration::from_secs(5);
+/// Between two looks at the links, for whoever asks how the node is.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What all shards and the control thread share of the swarm.
+pub struct Cluster {
+    /// Where downloads and the session meet.
+    pub exchange: Arc<Exchange>,
+    /// This node's name.
+    pub name: PeerId,
+    /// The pieces that all shards together send.
+    pub uploads: Arc<Uploads>,
+    identity: watch::Sender<Option<Arc<Identity>>>,
+    status: Arc<SwarmStatus>,
+    links: Mutex<Vec<Vec<LinkStatus>>>,
+    own: Mutex<Option<OwnScheduler>>,
+    /// Of the scheduler to join.
+    join: String,
+    token: Option<Token>,
+    /// Of the interception, for the cluster's root to sign.
+    authority: Arc<Authority>,
+}
+
+struct OwnScheduler {
+    scheduler: Arc<Scheduler>,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Cluster {
+    /// What the configuration makes of it; `None` where nothing is to be shared.
+    pub(super) fn build(config: &Config, authority: &Arc<Authority>) -> Result<Option<Self>, NodeError> {
+        let settings = &config.scheduler;
+        if config.swarm.listen.0.is_none() || settings.join.is_none() && settings.listen.0.is_none() {
+            return Ok(None);
+        }
+        let exchange = Arc::new(Exchange::default());
+        let own = match (&settings.join, settings.listen.0) {
+            (None, Some(address)) => Some(own_scheduler(config, address, authority.suffixes())?),
+            _ => None,
+        };
+        let (join, token) = match (&settings.join, &own) {
+            (Some(join), _) => (join.clone(), settings.token.clone().map(Token::File)),
+            (None, Some(own)) => {
+                let (join, token) = own.joined();
+                (join, Some(token))
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Self {
+            uploads: Uploads::new(Arc::clone(&exchange), u32::from(config.swarm.uploads), config.swarm.upload_rate.0),
+            exchange,
+            name: node_name(config.swarm.name.as_deref())?,
+            identity: watch::Sender::new(None),
+            status: Arc::new(SwarmStatus::new(&join)),
+            links: Mutex::new(vec![Vec::new(); config.shard_count()]),
+            own: Mutex::new(own),
+            join,
+            token,
+            authority: Arc::clone(authority),
+        }))
+    }
+
+    /// Runs the scheduler of this node, if it is its own, and the session with it. On the control thread's runtime.
+    pub(super) fn start(self: &Arc<Self>, node: &Arc<Node>) {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(own) = own {
+            let node = Arc::clone(node);
+            tokio::spawn(async move {
+                let served = async {
+                    own.listener.set_nonblocking(true)?;
+                    let listener = tokio::net::TcpListener::from_std(own.listener)?;
+                    own.scheduler.serve(listener, node.draining()).await.map_err(std::io::Error::other)
+                };
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "this node's scheduler ended: nothing is shared until a restart");
+                }
+            });
+        }
+        let options = self.session_options(&node.config);
+        let (exchange, store, status) = (Arc::clone(&self.exchange), Arc::clone(&node.store), Arc::clone(&self.status));
+        let (identity, stop) = (self.identity.clone(), Arc::clone(node));
+        tokio::spawn(async move { session::run(options, exchange, store, identity, status, stop.draining()).await });
+    }
+
+    fn session_options(&self, config: &Config) -> SessionOptions {
+        let swarm = &config.swarm;
+        let listen = swarm.listen.0.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
+        let ip = swarm.address.unwrap_or_else(|| listen.ip());
+        SessionOptions {
+            scheduler: self.join.clone(),
+            name: self.name.clone(),
+            quic_address: SocketAddr::new(ip, listen.port()),
+            quic_endpoints: u16::try_from(config.shard_count()).unwrap_or(u16::MAX),
+            labels: swarm.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            seed: swarm.seed,
+            data_dir: config.data_dir.clone(),
+            token: self.token.clone(),
+            authority: Some(Arc::clone(&self.authority)),
+        }
+    }
+
+    pub(super) fn report(&self) -> SwarmReport {
+        let session = self.status.snapshot();
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = |link: &LinkStatus| LinkReport {
+            peer: link.peer.to_string(),
+            address: link.address,
+            bytes: link.bytes,
+            rate: link.rate,
+        };
+        SwarmReport {
+            name: self.name.to_string(),
+            scheduler: self.join.clone(),
+            session: self.exchange.standing().to_string(),
+            error: session.error().map(str::to_owned),
+            uploads: self.exchange.uploads.load(std::sync::atomic::Ordering::Relaxed),
+            sent_bytes: self.exchange.sent(),
+            links: links.iter().flatten().map(link).collect(),
+        }
+    }
+
+    /// One shard's endpoint: as soon as the node has its certificate, and renewed with it.
+    pub(super) async fn serve(self: Arc<Self>, shard: Rc<Shard>, index: usize) {
+        let mut identities = self.identity.subscribe();
+        let Some((endpoint, links)) = self.bind(&shard, index, &mut identities).await else { return };
+        shard.links.replace(Some(Rc::clone(&links)));
+        let library = Arc::clone(&shard.node.store);
+        tokio_uring::spawn(Rc::clone(&endpoint).serve(library, Arc::clone(&self.uploads)));
+        loop {
+            tokio::select! {
+                changed = identities.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => self.look(index, &links),
+            }
+            let renewed = identities.borrow_and_update().clone();
+            if let Some(Err(error)) = renewed.map(|identity| endpoint.renew(&identity)) {
+                tracing::error!(%error, "the renewed certificate is not usable");
+            }
+        }
+    }
+
+    async fn bind(
+        &self,
+        shard: &Shard,
+        index: usize,
+        identities: &mut watch::Receiver<Option<Arc<Identity>>>,
+    ) -> Option<(Rc<Endpoint>, Rc<Links>)> {
+        let config = &shard.node.config;
+        let mut listen = config.swarm.listen.0?;
+        listen.set_port(listen.port().checked_add(u16::try_from(index).ok()?)?);
+        let options = Options { listen, link_mtu: config.swarm.link_mtu, shard: u16::try_from(index).ok()? };
+        loop {
+            let identity = identities.wait_for(Option::is_some).await.ok()?.clone()?;
+            match Endpoint::bind(&identity, options) {
+                Ok(endpoint) => {
+                    let endpoint = Rc::new(endpoint);
+                    let links = Links::new(Rc::clone(&endpoint));
+                    return Some((endpoint, links));
+                }
+                Err(error) => tracing::error!(%error, "nothing is shared until the QUIC port can be opened"),
+            }
+            tokio::time::sleep(REBIND).await;
+        }
+    }
+
+    fn look(&self, index: usize, links: &Links) {
+        let mut all = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shard) = all.get_mut(index) {
+            *shard = links.snapshot();
+        }
+    }
+}
+
+fn own_scheduler(config: &Config, address: SocketAddr, hosts: &Suffixes) -> Result<OwnScheduler, NodeError> {
+    let options = SchedulerOptions { hosts: hosts.clone(), ..SchedulerOptions::default() };
+    let scheduler = Arc::new(Scheduler::open(&config.data_dir.join(SCHEDULER_DIR), options)?);
+    let listen = |source| NodeError::Listen { what: "this node's scheduler", address, source };
+    let listener = TcpListener::bind(address).map_err(listen)?;
+    Ok(OwnScheduler { scheduler, listener, address })
+}
+
+impl OwnScheduler {
+    /// Where and how this node joins it.
+    fn joined(&self) -> (String, Token) {
+        let ip = if self.address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.address.ip() };
+        let scheduler = Arc::clone(&self.scheduler);
+        let token = Token::Own(Arc::new(move || scheduler.token(OWN_TOKEN_TTL).ok()));
+        (SocketAddr::new(ip, self.address.port()).to_string(), token)
+    }
+}
+
+/// The configured name, or the host's made fit: lower case, and '-' for what a name cannot have.
+fn node_name(configured: Option<&str>) -> Result<PeerId, NodeError> {
+    let host = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let name = configured.map_or_else(host, str::to_owned);
+    let fit = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' { c } else { '-' };
+    let name: String = name.chars().map(fit).take(limits::NAME_LEN).collect();
+    PeerId::new(name.trim_matches(['-', '.'])).map_err(|_| NodeError::Name(name))
+}

@@ -1,0 +1,437 @@
+//! Between the session with the scheduler (control thread) and the downloads (shards).
+//!
+//! A download [joins](Exchange::join) with its task and is told what the scheduler decides about it; what it and the store
+//! have to say is collected here and taken by the session. Without a session everything waits here, within bounds: after a
+//! reconnection an inventory tells the scheduler all that it missed.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    net::SocketAddr,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use crate::{task::TaskId, wire::PeerId};
+
+/// Tasks with changes that wait to be reported; what does not fit is told by the next inventory.
+const MAX_CHANGED: usize = 4096;
+/// Said and not yet taken by the session.
+const MAX_SAID: usize = 16_384;
+/// Told and not yet taken by the download.
+const MAX_TOLD: usize = 16_384;
+/// So many pieces are worth a report of their own: leases and digests of others wait for it.
+const MANY_PIECES: usize = 4;
+/// Hosts that are paused at once.
+const MAX_PAUSED: usize = 256;
+
+/// How the session with the scheduler stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// This node has never had one.
+    Never,
+    /// It ended; the session tries to come back.
+    Lost {
+        /// When.
+        since: Instant,
+    },
+    /// It stands.
+    Up {
+        /// Changes when the scheduler starts anew: leases of before are void then.
+        epoch: u64,
+    },
+}
+
+/// What the scheduler decides about one task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// A peer that may have pieces.
+    Link(Parent),
+    /// Part from it.
+    Unlink(PeerId),
+    /// Fetch these pieces from the origin; one of an id that was told before takes its place.
+    Lease {
+        /// Names it.
+        id: u64,
+        /// Consecutive pieces.
+        pieces: Range<u32>,
+    },
+    /// The lease is over: stop fetching what is left of it.
+    LeaseEnd(u64),
+    /// BLAKE3 of consecutive pieces, from the first one on.
+    Digests(u32, Vec<[u8; 32]>),
+    /// The digest of the piece is contested: it is void.
+    Disputed(u32),
+    /// The session began, ended, or meets another scheduler.
+    Standing(Standing),
+}
+
+/// A peer that has, or will have, pieces of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Its name, as in its certificate.
+    pub peer: PeerId,
+    /// Its first QUIC endpoint.
+    pub address: SocketAddr,
+    /// Endpoints at consecutive ports, at least 1.
+    pub endpoints: u16,
+    /// More is nearer.
+    pub nearness: u32,
+    /// It is there to hold and serve.
+    pub seed: bool,
+}
+
+/// What is said to the scheduler at once.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    /// Clients of this node wait for the task. Said again whenever something in it changes.
+    Want(Want),
+    /// They do not any more.
+    Unwant(TaskId),
+    /// What is left of a lease goes back.
+    Return {
+        /// The lease.
+        lease: u64,
+        /// Why.
+        why: Return,
+    },
+    /// A peer misbehaved.
+    Blame {
+        /// Who.
+        peer: PeerId,
+        /// Over which task.
+        task: TaskId,
+        /// And piece.
+        piece: u32,
+        /// How.
+        kind: Wrong,
+    },
+}
+
+/// Clients of this node wait for a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// The task.
+    pub task: TaskId,
+    /// Its bytes.
+    pub len: u64,
+    /// The origin's host name, with a port that is not the scheme's own. Nothing else of the URL leaves the node.
+    pub host: String,
+    /// Whether a client's URL is there to fetch with.
+    pub can_fetch: bool,
+    /// Whether the task's name is the SHA-256 of its content.
+    pub content_named: bool,
+    /// Connections that would be used at once.
+    pub connections: u32,
+    /// The pieces that clients wait for, as rising runs, at most 64; none: all.
+    pub wanted: Option<Vec<Range<u32>>>,
+}
+
+/// Why a lease goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    /// No client's URL is accepted any more.
+    Expired,
+    /// The origin refuses.
+    Refused,
+    /// The origin asks for less.
+    Throttled(Option<Duration>),
+    /// The transfer failed.
+    Failed,
+    /// The clients left.
+    Unneeded,
+}
+
+/// How a peer misbehaved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wrong {
+    /// A piece without its digest.
+    Piece,
+    /// Bytes that are no answer.
+    Garbage,
+    /// No answer.
+    Silent,
+    /// It does not have what it says it has.
+    Missing,
+}
+
+/// Changes of one task since the last report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Bytes in the task.
+    pub len: u64,
+    /// Pieces that came to be held.
+    pub added: Vec<u32>,
+    /// BLAKE3 of some of them: those from the origin.
+    pub digests: Vec<(u32, [u8; 32])>,
+    /// Nothing is held any more.
+    pub gone: bool,
+    /// Leases that moved though no piece completed.
+    pub alive: HashSet<u64>,
+}
+
+/// The one meeting place of a node.
+#[derive(Debug)]
+pub struct Exchange {
+    state: Mutex<State>,
+    /// Something was said.
+    said: Notify,
+    /// Much has changed.
+    changed: Notify,
+    standing: watch::Sender<Standing>,
+    /// Bytes sent to other peers since the start; kept by wire/.
+    pub sent_to_peers: AtomicU64,
+    /// Pieces that are being sent now; kept by wire/.
+    pub uploads: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: HashMap<TaskId, Arc<Inbox>>,
+    wants: HashMap<TaskId, Want>,
+    said: VecDeque<Said>,
+    changed: HashMap<TaskId, Changes>,
+    pieces: usize,
+    paused: HashMap<String, Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    told: Mutex<VecDeque<Told>>,
+    wake: Notify,
+}
+
+/// A download's membership: dropped, the scheduler hears that the task is not wanted any more.
+#[derive(Debug)]
+pub struct Membership {
+    exchange: Arc<Exchange>,
+    task: TaskId,
+    inbox: Arc<Inbox>,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            said: Notify::new(),
+            changed: Notify::new(),
+            standing: watch::Sender::new(Standing::Never),
+            sent_to_peers: AtomicU64::new(0),
+            uploads: AtomicU32::new(0),
+        }
+    }
+}
+
+/// For downloads and the store.
+impl Exchange {
+    /// Joins with a task. The standing is told first.
+    pub fn join(self: &Arc<Self>, task: TaskId) -> Membership {
+        let inbox = Arc::new(Inbox::default());
+        inbox.push(Told::Standing(*self.standing.borrow()));
+        self.state().members.insert(task, Arc::clone(&inbox));
+        Membership { exchange: Arc::clone(self), task, inbox }
+    }
+
+    /// How the session stands.
+    pub fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    /// Says something at once.
+    pub fn say(&self, said: Said) {
+        let mut state = self.state();
+        match &said {
+            Said::Want(want) => {
+                // Only the newest of a task counts.
+                state.said.retain(|other| !matches!(other, Said::Want(other) if other.task == want.task));
+                state.wants.insert(want.task, want.clone());
+            }
+            Said::Unwant(task) => drop(state.wants.remove(task)),
+            Said::Return { .. } | Said::Blame { .. } => {}
+        }
+        if state.said.len() < MAX_SAID {
+            state.said.push_back(said);
+        }
+        drop(state);
+        self.said.notify_one();
+    }
+
+    /// A piece came to be held; its digest where it came from the origin.
+    pub fn held(&self, task: TaskId, len: u64, piece: u32, digest: Option<[u8; 32]>) {
+        self.change(task, |changes| {
+            changes.len = len;
+            changes.added.push(piece);
+            changes.digests.extend(digest.map(|digest| (piece, digest)));
+        });
+        let mut state = self.state();
+        state.pieces += 1;
+        if state.pieces >= MANY_PIECES {
+            self.changed.notify_one();
+        }
+    }
+
+    /// A lease moved.
+    pub fn alive(&self, task: TaskId, len: u64, lease: u64) {
+        self.change(task, |changes| {
+            changes.len = len;
+            changes.alive.insert(lease);
+        });
+    }
+
+    /// The task left the store.
+    pub fn gone(&self, task: TaskId) {
+        self.change(task, |changes| *changes = Changes { gone: true, ..Changes::default() });
+    }
+
+    /// Whether an origin asked the cluster to be left alone, and until when.
+    pub fn paused(&self, host: &str) -> Option<Instant> {
+        self.state().paused.get(host).copied().filter(|until| *until > Instant::now())
+    }
+
+    fn change(&self, task: TaskId, apply: impl FnOnce(&mut Changes)) {
+        let mut state = self.state();
+        if state.changed.len() < MAX_CHANGED || state.changed.contains_key(&task) {
+            apply(state.changed.entry(task).or_default());
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For the session.
+impl Exchange {
+    /// Waits until something was said, and takes it all.
+    pub async fn said(&self) -> Vec<Said> {
+        loop {
+            let notified = self.said.notified();
+            let said: Vec<Said> = self.state().said.drain(..).collect();
+            if !said.is_empty() {
+                return said;
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until there is enough to report before its time.
+    pub async fn much_changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Takes the changes since the last call.
+    pub fn changes(&self) -> HashMap<TaskId, Changes> {
+        let mut state = self.state();
+        state.pieces = 0;
+        std::mem::take(&mut state.changed)
+    }
+
+    /// What is wanted now: to be said after a reconnection. What was said before and not taken is dropped.
+    pub fn restart(&self) -> Vec<Want> {
+        let mut state = self.state();
+        state.said.retain(|said| matches!(said, Said::Blame { .. }));
+        state.wants.values().cloned().collect()
+    }
+
+    /// Tells the download of a task; false where none is under way.
+    pub fn tell(&self, task: &TaskId, told: Told) -> bool {
+        let inbox = self.state().members.get(task).cloned();
+        inbox.is_some_and(|inbox| inbox.push(told))
+    }
+
+    /// The session's standing changed: every download hears of it.
+    pub fn stand(&self, standing: Standing) {
+        self.standing.send_replace(standing);
+        let members: Vec<Arc<Inbox>> = self.state().members.values().cloned().collect();
+        for inbox in members {
+            inbox.push(Told::Standing(standing));
+        }
+    }
+
+    /// The cluster leaves this origin alone for a while.
+    pub fn pause(&self, host: String, pause: Duration) {
+        let mut state = self.state();
+        let now = Instant::now();
+        state.paused.retain(|_, until| *until > now);
+        if state.paused.len() < MAX_PAUSED {
+            state.paused.insert(host, now + pause);
+        }
+    }
+}
+
+impl Membership {
+    /// Waits until something was told, and takes it all, in order.
+    pub async fn told(&self) -> Vec<Told> {
+        loop {
+            let notified = self.inbox.wake.notified();
+            let told: Vec<Told> = self.inbox.lock().drain(..).collect();
+            if !told.is_empty() {
+                return told;
+            }
+            notified.await;
+        }
+    }
+
+    /// Where it joined.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut state = self.exchange.state();
+        // The next download of the task may have joined already.
+        let own = state.members.get(&self.task).is_some_and(|inbox| Arc::ptr_eq(inbox, &self.inbox));
+        if own {
+            state.members.remove(&self.task);
+        }
+        drop(state);
+        if own {
+            self.exchange.say(Said::Unwant(self.task));
+        }
+    }
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, told: Told) -> bool {
+        let mut all = self.lock();
+        if all.len() >= MAX_TOLD {
+            return false;
+        }
+        all.push_back(told);
+        drop(all);
+        self.wake.notify_one();
+        true
+    }
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Never => "none",
+            Self::Lost { .. } => "lost",
+            Self::Up { .. } => "up",
+        })
+    }
+}
+
+/// Bytes that this node has sent to peers, and pieces that it is sending.
+impl Exchange {
+    /// Bytes sent to other peers since the start.
+    pub fn sent(&self) -> u64 {
+        self.sent_to_peers.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,227 @@
+//! Between the messages of scheduler.proto and the types of the exchange and the store [no I/O].
+
+use std::{collections::BTreeMap, ops::Range, time::Duration};
+
+use bytes::Bytes;
+use pondhawk_proto::v1 as proto;
+use proto::{lease_return::Reason, peer_message::Body};
+
+use crate::{
+    store::Holding,
+    swarm::exchange::{Changes, Parent, Return, Said, Want, Wrong},
+    task::TaskId,
+    wire::PeerId,
+};
+
+/// Digests in one Progress: 1 MiB of them.
+const DIGESTS: usize = 32_768;
+/// Runs of pieces in one message, at most 10 bytes each.
+const RUNS: usize = 100_000;
+/// Tasks in one message.
+const TASKS: usize = 4_096;
+
+/// A message of its body.
+pub(super) fn message(body: Body) -> proto::PeerMessage {
+    proto::PeerMessage { body: Some(body) }
+}
+
+/// What was said, as a message.
+pub(super) fn said(said: Said) -> proto::PeerMessage {
+    message(match said {
+        Said::Want(want) => Body::Want(self::want(want)),
+        Said::Unwant(task) => Body::Unwant(proto::Unwant { task: name(&task) }),
+        Said::Return { lease, why } => Body::LeaseReturn(lease_return(lease, why)),
+        Said::Blame { peer, task, piece, kind } => Body::Blame(proto::Blame {
+            peer: peer.to_string(),
+            task: name(&task),
+            piece,
+            kind: match kind {
+                Wrong::Piece => proto::blame::Kind::WrongPiece,
+                Wrong::Garbage => proto::blame::Kind::Garbage,
+                Wrong::Silent => proto::blame::Kind::Silent,
+                Wrong::Missing => proto::blame::Kind::Missing,
+            }
+            .into(),
+        }),
+    })
+}
+
+/// A wish.
+pub(super) fn want(want: Want) -> proto::Want {
+    proto::Want {
+        task: name(&want.task),
+        len: want.len,
+        origin_host: want.host,
+        can_fetch: want.can_fetch,
+        content_named: want.content_named,
+        connections: want.connections,
+        wanted: want.wanted.map(|runs| piece_set(&runs)),
+    }
+}
+
+/// A lease that goes back.
+pub(super) fn lease_return(lease: u64, why: Return) -> proto::LeaseReturn {
+    let (reason, retry_after) = match why {
+        Return::Expired => (Reason::Expired, None),
+        Return::Refused => (Reason::Refused, None),
+        Return::Throttled(retry_after) => (Reason::Throttled, retry_after),
+        Return::Failed => (Reason::Failed, None),
+        Return::Unneeded => (Reason::Unneeded, None),
+    };
+    let retry_after = retry_after.map_or(0, |after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX));
+    proto::LeaseReturn { lease, reason: reason.into(), retry_after_ms: retry_after }
+}
+
+/// Everything held, in as many messages as it takes; the last one says so.
+pub(super) fn inventory(holdings: Vec<Holding>) -> Vec<proto::Inventory> {
+    let mut messages = vec![proto::Inventory::default()];
+    let mut room = RUNS;
+    for holding in holdings {
+        let mut parts = holding.have.chunks(RUNS).map(<[_]>::to_vec).collect::<Vec<_>>();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        for part in parts {
+            if room < part.len() || messages.last().is_some_and(|message| message.holdings.len() >= TASKS) {
+                messages.push(proto::Inventory::default());
+                room = RUNS;
+            }
+            room -= part.len();
+            let held = proto::Holding {
+                task: name(&holding.task),
+                len: holding.len,
+                complete: holding.complete,
+                have: (!holding.complete).then(|| piece_set(&part)),
+            };
+            messages.last_mut().expect("never empty").holdings.push(held);
+        }
+    }
+    messages.last_mut().expect("never empty").last = true;
+    messages
+}
+
+/// All changes, in as few messages as their bound allows.
+pub(super) fn progress(changes: impl IntoIterator<Item = (TaskId, Changes)>) -> Vec<proto::Progress> {
+    let mut messages = vec![proto::Progress::default()];
+    let (mut digests, mut runs) = (0, 0);
+    for entry in changes.into_iter().flat_map(|(task, changes)| task_progress(&task, changes)) {
+        let more_digests: usize = entry.digests.iter().map(|run| run.digests.len() / 32).sum();
+        let more_runs = entry.added.as_ref().map_or(0, |set| set.runs.len() / 2) + entry.alive.len() + 1;
+        let full = messages.last().is_some_and(|message| message.tasks.len() >= TASKS);
+        if full || digests + more_digests > DIGESTS || runs + more_runs > RUNS {
+            messages.push(proto::Progress::default());
+            (digests, runs) = (0, 0);
+        }
+        digests += more_digests;
+        runs += more_runs;
+        messages.last_mut().expect("never empty").tasks.push(entry);
+    }
+    messages
+}
+
+/// A report of digests alone, of pieces that are known to be held.
+pub(super) fn digests_report(task: &TaskId, len: u64, digests: Vec<(u32, [u8; 32])>) -> Vec<proto::Progress> {
+    progress([(*task, Changes { len, digests, ..Changes::default() })])
+}
+
+/// A parent as told; `None` where its name or address is none.
+pub(super) fn parent(parent: &proto::Parent) -> Option<Parent> {
+    Some(Parent {
+        peer: PeerId::new(&parent.name).ok()?,
+        address: parent.quic_address.parse().ok()?,
+        endpoints: u16::try_from(parent.quic_endpoints.max(1)).ok()?,
+        nearness: parent.nearness,
+        seed: parent.seed,
+    })
+}
+
+/// First piece and digests; `None` where it is not 32 bytes a piece.
+pub(super) fn digest_run(run: &proto::DigestRun) -> Option<(u32, Vec<[u8; 32]>)> {
+    let (digests, rest) = run.digests.as_chunks::<32>();
+    rest.is_empty().then(|| (run.first, digests.to_vec()))
+}
+
+/// The task that bytes name.
+pub(super) fn task(bytes: &Bytes) -> Option<TaskId> {
+    Some(TaskId(bytes[..].try_into().ok()?))
+}
+
+/// Of digests in rising order those that a set names.
+pub(super) fn select(digests: Vec<(u32, [u8; 32])>, set: &proto::PieceSet) -> Vec<(u32, [u8; 32])> {
+    let (runs, _) = set.runs.as_chunks::<2>();
+    let mut runs = runs.iter().map(|&[first, count]| first..first.saturating_add(count)).peekable();
+    let named = move |(piece, _): &(u32, [u8; 32])| {
+        while runs.next_if(|run| run.end <= *piece).is_some() {}
+        runs.peek().is_some_and(|run| run.contains(piece))
+    };
+    digests.into_iter().filter(named).collect()
+}
+
+/// Milliseconds as told.
+pub(super) fn millis(told: u32, least: Duration) -> Duration {
+    Duration::from_millis(told.into()).max(least)
+}
+
+/// Several entries where one would be too long. What is gone comes first: what was added came after.
+fn task_progress(task: &TaskId, changes: Changes) -> Vec<proto::TaskProgress> {
+    let entry = || proto::TaskProgress { task: name(task), len: changes.len, ..Default::default() };
+    let mut entries = Vec::new();
+    if changes.gone {
+        entries.push(proto::TaskProgress { gone: true, ..entry() });
+    }
+    for part in runs_of(changes.added).chunks(RUNS / 2) {
+        entries.push(proto::TaskProgress { added: Some(piece_set(part)), ..entry() });
+    }
+    let digests: Vec<(u32, [u8; 32])> = BTreeMap::from_iter(changes.digests).into_iter().collect();
+    for part in digests.chunks(DIGESTS) {
+        entries.push(proto::TaskProgress { digests: digest_runs(part), ..entry() });
+    }
+    let alive: Vec<u64> = changes.alive.into_iter().collect();
+    for part in alive.chunks(RUNS / 2) {
+        entries.push(proto::TaskProgress { alive: part.to_vec(), ..entry() });
+    }
+    merged(entries)
+}
+
+/// The usual report is short: one entry.
+fn merged(mut entries: Vec<proto::TaskProgress>) -> Vec<proto::TaskProgress> {
+    let short = |entry: &proto::TaskProgress| {
+        entry.digests.iter().map(|run| run.digests.len() / 32).sum::<usize>() < DIGESTS / 2
+            && entry.added.as_ref().is_none_or(|set| set.runs.len() < RUNS / 2)
+    };
+    let mergeable = entries.len() > 1 && entries.iter().all(|entry| !entry.gone && short(entry));
+    if mergeable {
+        let mut one = entries.remove(0);
+        for entry in entries.drain(..) {
+            one.added = one.added.or(entry.added);
+            one.digests.extend(entry.digests);
+            one.alive.extend(entry.alive);
+        }
+        entries.push(one);
+    }
+    entries
+}
+
+fn digest_runs(digests: &[(u32, [u8; 32])]) -> Vec<proto::DigestRun> {
+    digests
+        .chunk_by(|(before, _), (after, _)| before + 1 == *after)
+        .map(|run| proto::DigestRun {
+            first: run[0].0,
+            digests: run.iter().flat_map(|(_, digest)| *digest).collect::<Vec<u8>>().into(),
+        })
+        .collect()
+}
+
+fn runs_of(mut pieces: Vec<u32>) -> Vec<Range<u32>> {
+    pieces.sort_unstable();
+    pieces.dedup();
+    pieces.chunk_by(|before, after| before + 1 == *after).map(|run| run[0]..run[run.len() - 1] + 1).collect()
+}
+
+fn piece_set(runs: &[Range<u32>]) -> proto::PieceSet {
+    proto::PieceSet { runs: runs.iter().flat_map(|run| [run.start, run.end - run.start]).collect() }
+}
+
+fn name(task: &TaskId) -> Bytes {
+    Bytes::copy_from_slice(&task.0)
+}

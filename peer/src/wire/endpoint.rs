@@ -1,0 +1,153 @@
+//! A shard's QUIC endpoint: where its links begin and end.
+
+use std::{cell::RefCell, collections::VecDeque, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
+use tokio::time::timeout;
+
+use super::{
+    DialError, Identity, Library, PeerId, Uploads, WireError, code,
+    identity::peer_at,
+    serve::{self, Service},
+    socket, transport,
+};
+
+/// From the first packet to the end of the handshake.
+pub(super) const DIAL_WAIT: Duration = Duration::from_secs(5);
+/// Refused callers that are remembered, for status.
+const REFUSALS: usize = 16;
+/// Connections that a shard serves at a time; the ones past it are refused. Each costs some 50 KiB when idle.
+const MAX_SERVED: usize = 512;
+
+/// How an endpoint is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// UDP address: the configured port plus the shard's number.
+    pub listen: SocketAddr,
+    /// The link's MTU in bytes: 1500, 9000 with jumbo frames. Packets grow up to it as far as the path lets them.
+    pub link_mtu: u16,
+    /// The shard's number: which of another peer's endpoints it dials.
+    pub shard: u16,
+}
+
+/// One shard's end of all its links. Must be made and used inside the shard's runtime.
+pub struct Endpoint {
+    quinn: quinn::Endpoint,
+    client: RefCell<ClientConfig>,
+    options: Options,
+    refusals: RefCell<VecDeque<Refusal>>,
+}
+
+/// Somebody who could not prove to be a peer of this cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where it called from.
+    pub address: SocketAddr,
+    /// Why it was refused.
+    pub why: String,
+}
+
+impl Endpoint {
+    /// Binds the socket.
+    pub fn bind(identity: &Identity, options: Options) -> Result<Self, WireError> {
+        let payload = transport::payload(options.link_mtu);
+        let socket_failed = |source| WireError::Socket { at: options.listen, source };
+        let mut config = EndpointConfig::default();
+        config.max_udp_payload_size(payload).map_err(|error| socket_failed(io::Error::other(error)))?;
+        let socket = socket::open(options.listen, payload).map_err(socket_failed)?;
+        let (client, server) = configs(identity, payload)?;
+        let quinn = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
+            .map_err(socket_failed)?;
+        Ok(Self { quinn, client: RefCell::new(client), options, refusals: RefCell::default() })
+    }
+
+    /// Uses another certificate from now on; links that stand are left as they are.
+    pub fn renew(&self, identity: &Identity) -> Result<(), WireError> {
+        let (client, server) = configs(identity, transport::payload(self.options.link_mtu))?;
+        self.quinn.set_server_config(Some(server));
+        *self.client.borrow_mut() = client;
+        Ok(())
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.quinn.local_addr()
+    }
+
+    /// Serves whoever proves to be a peer, until [`Self::close`].
+    pub async fn serve(self: Rc<Self>, library: impl Library, uploads: Arc<Uploads>) {
+        let service = Rc::new(Service::new(library, uploads));
+        while let Some(incoming) = self.quinn.accept().await {
+            if self.quinn.open_connections() > MAX_SERVED {
+                incoming.refuse();
+                continue;
+            }
+            let (endpoint, service) = (Rc::clone(&self), Rc::clone(&service));
+            tokio_uring::spawn(async move {
+                if let Some((peer, connection)) = endpoint.meet(incoming).await {
+                    serve::serve(&service, &peer, &connection).await;
+                }
+            });
+        }
+    }
+
+    /// The last callers that were refused, oldest first.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        self.refusals.borrow().iter().cloned().collect()
+    }
+
+    /// Closes all connections at once.
+    pub fn close(&self) {
+        self.quinn.close(code::DONE, b"shutting down");
+    }
+
+    /// Connects to a peer and makes sure that it is that one.
+    ///
+    /// In TLS 1.3 the dialler is done first: a peer that refuses this side's certificate closes the connection after it.
+    pub(super) async fn dial(&self, peer: &PeerId, address: SocketAddr) -> Result<Connection, DialError> {
+        let failed = |why: String| DialError::Failed { peer: peer.clone(), addr: address, why };
+        let client = self.client.borrow().clone();
+        let connecting = self.quinn.connect_with(client, address, &peer.dns_name());
+        let connecting = connecting.map_err(|error| failed(error.to_string()))?;
+        match timeout(DIAL_WAIT, connecting).await {
+            Err(_) => Err(DialError::Silent { peer: peer.clone(), addr: address }),
+            Ok(connected) => connected.map_err(|error| DialError::explain(&error, peer, address)),
+        }
+    }
+
+    pub(super) fn shard(&self) -> u16 {
+        self.options.shard
+    }
+
+    /// The handshake with a caller; what fails is logged and remembered.
+    async fn meet(&self, incoming: Incoming) -> Option<(PeerId, Connection)> {
+        let address = incoming.remote_address();
+        let why = match timeout(DIAL_WAIT, incoming).await {
+            Err(_) => "no handshake in time".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Ok(Ok(connection)) => match peer_at(&connection) {
+                Some(peer) => return Some((peer, connection)),
+                None => {
+                    connection.close(code::NAMELESS, b"your certificate names no peer");
+                    "its certificate names no peer".to_owned()
+                }
+            },
+        };
+        tracing::warn!(%address, why, "a caller was refused");
+        let mut refusals = self.refusals.borrow_mut();
+        if refusals.len() == REFUSALS {
+            refusals.pop_front();
+        }
+        refusals.push_back(Refusal { address, why });
+        None
+    }
+}
+
+fn configs(identity: &Identity, payload: u16) -> Result<(ClientConfig, ServerConfig), WireError> {
+    let transport = Arc::new(transport::config(payload));
+    let mut server = ServerConfig::with_crypto(Arc::new(identity.server_crypto()?));
+    server.transport_config(Arc::clone(&transport)).migration(false);
+    let mut client = ClientConfig::new(Arc::new(identity.client_crypto()?));
+    client.transport_config(transport);
+    Ok((client, server))
+}

@@ -1,0 +1,253 @@
+//! Who holds which pieces, and what follows for the leases [pure].
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::pieces::{Bits, tidied, without};
+use super::sessions::Check;
+use super::tasks::Task;
+use super::{Cluster, Progress, TaskName};
+
+/// Peers whose scheduler has restarted are back after this; until then what they hold is not known, and pieces of tasks
+/// that somebody came back with are not leased.
+const RETURN: Duration = Duration::from_millis(2_500);
+/// A peer has this long after its inventory to say again what it wants.
+const SAY_AGAIN: Duration = Duration::from_secs(5);
+
+impl Task {
+    /// A disputed piece is held by nobody, whatever peers have of it.
+    pub(super) fn is_held(&self, piece: u32) -> bool {
+        (self.complete > 0 || self.holders[piece as usize] > 0) && !self.digests.is_disputed(piece)
+    }
+
+    /// The runs of `run` that nobody holds.
+    pub(super) fn unheld(&self, run: Range<u32>) -> Vec<Range<u32>> {
+        let mut runs = Vec::new();
+        run.filter(|&piece| !self.is_held(piece)).for_each(|piece| append(&mut runs, piece));
+        runs
+    }
+}
+
+/// Adds a piece past all others.
+fn append(runs: &mut Vec<Range<u32>>, piece: u32) {
+    match runs.last_mut() {
+        Some(last) if last.end == piece => last.end += 1,
+        _ => runs.push(piece..piece + 1),
+    }
+}
+
+impl Cluster {
+    pub(super) fn progress(&mut self, now: Duration, peer: u32, progress: &Progress) {
+        if progress.gone {
+            if let Some(&at) = self.by_name.get(&progress.task) {
+                self.lose_all(at, peer);
+                self.put_away(now, at, peer);
+                self.lease_out(now, at);
+            }
+            return;
+        }
+        let Some(at) = self.enter(peer, &progress.task, progress.len) else { return };
+        if let Some(entry) = self.entry(at, peer) {
+            entry.unconfirmed = false;
+        }
+        for run in &progress.lost {
+            self.lose(at, peer, run.clone());
+        }
+        for run in &progress.added {
+            self.gain(now, at, peer, run.clone());
+        }
+        if progress.complete {
+            self.complete(now, at, peer);
+        }
+        for run in &progress.digests {
+            self.report_digests(now, at, peer, run);
+        }
+        for run in &progress.added {
+            self.end_disputed(at, peer, run);
+        }
+        for &lease in &progress.alive {
+            self.touch(now, peer, lease);
+        }
+        self.settle(now, at, peer);
+    }
+
+    /// What an inventory says of a task is all that the peer holds of it.
+    pub(super) fn confirm(
+        &mut self,
+        now: Duration,
+        peer: u32,
+        name: &TaskName,
+        len: u64,
+        complete: bool,
+        have: Vec<Range<u32>>,
+    ) {
+        let Some(at) = self.enter(peer, name, len) else { return };
+        let settled = self.began.unwrap_or(now) + RETURN;
+        let Some(task) = self.task(at) else { return };
+        let pieces = task.pieces;
+        if now < settled {
+            task.settled = settled;
+        }
+        let Some(entry) = self.entry(at, peer) else { return };
+        entry.unconfirmed = false;
+        if complete {
+            self.complete(now, at, peer);
+        } else {
+            let have = tidied(have, pieces, usize::MAX);
+            if entry.held > 0 {
+                let all = std::iter::once(0..pieces).collect();
+                let lost: Vec<Range<u32>> = have.iter().fold(all, |rest: Vec<_>, run| without(&rest, run));
+                lost.into_iter().for_each(|run| self.lose(at, peer, run));
+            }
+            have.into_iter().for_each(|run| self.gain(now, at, peer, run));
+        }
+        self.settle(now, at, peer);
+    }
+
+    /// After a peer's holdings changed.
+    fn settle(&mut self, now: Duration, at: u32, peer: u32) {
+        let wanted = self.seen(at).is_some_and(|task| task.wanters > 0);
+        let alone = |entry: &super::tasks::Entry| !entry.wants && entry.held > 0 && entry.links.is_empty();
+        if wanted && self.seen_entry(at, peer).is_some_and(alone) {
+            // A holder that nobody knows would leave its pieces neither leased nor within reach.
+            self.link_up(now, at, peer);
+        }
+        self.put_away(now, at, peer);
+        self.lease_out(now, at);
+    }
+
+    /// Forgets a peer at a task that it neither wants nor holds anything of.
+    pub(super) fn put_away(&mut self, now: Duration, at: u32, peer: u32) {
+        if self.seen_entry(at, peer).is_some_and(|entry| entry.held == 0 && !entry.wants) {
+            self.remove_entry(now, at, peer);
+        }
+    }
+
+    fn gain(&mut self, now: Duration, at: u32, peer: u32, run: Range<u32>) {
+        let Some(pieces) = self.seen(at).map(|task| task.pieces) else { return };
+        let run = run.start..run.end.min(pieces);
+        let Some(entry) = self.entry(at, peer).filter(|entry| !entry.complete) else { return };
+        let fresh = entry.have.runs(run.clone(), false);
+        entry.held += entry.have.set(run.clone(), pieces);
+        let completes = entry.held == pieces;
+        self.moved(now, at, peer, &run);
+        for run in fresh {
+            self.count_up(at, peer, run);
+        }
+        if completes {
+            self.complete(now, at, peer);
+        }
+    }
+
+    fn count_up(&mut self, at: u32, peer: u32, run: Range<u32>) {
+        let Some(task) = self.task(at) else { return };
+        let mut first = Vec::new();
+        for piece in run {
+            task.holders[piece as usize] += 1;
+            if task.holders[piece as usize] == 1 && task.is_held(piece) && task.complete == 0 {
+                append(&mut first, piece);
+            }
+        }
+        if !first.is_empty() {
+            self.hold(at, &first, peer);
+        }
+    }
+
+    /// From now on the peer holds everything: its bitmap goes, a counter stands for it.
+    fn complete(&mut self, now: Duration, at: u32, peer: u32) {
+        let Some(pieces) = self.seen(at).map(|task| task.pieces) else { return };
+        let Some(entry) = self.entry(at, peer).filter(|entry| !entry.complete) else { return };
+        let had = std::mem::take(&mut entry.have).runs(0..pieces, true);
+        entry.complete = true;
+        entry.held = pieces;
+        self.moved(now, at, peer, &(0..pieces));
+        let Some(task) = self.task(at) else { return };
+        let first = if task.complete == 0 { task.unheld(0..pieces) } else { Vec::new() };
+        task.complete += 1;
+        had.into_iter().flatten().for_each(|piece| task.holders[piece as usize] -= 1);
+        let disputed = if first.is_empty() { Vec::new() } else { task.unheld(0..pieces) };
+        let held = disputed.iter().fold(first, |rest, piece| without(&rest, piece));
+        self.hold(at, &held, peer);
+        self.part_from_complete(at, peer);
+    }
+
+    pub(super) fn lose(&mut self, at: u32, peer: u32, run: Range<u32>) {
+        let Some(pieces) = self.seen(at).map(|task| task.pieces) else { return };
+        let run = run.start..run.end.min(pieces);
+        let Some(entry) = self.entry(at, peer) else { return };
+        let was_complete = std::mem::take(&mut entry.complete);
+        if was_complete {
+            entry.have.set(0..pieces, pieces);
+        }
+        let gone = entry.have.runs(run.clone(), true);
+        entry.held -= entry.have.clear(run);
+        let Some(task) = self.task(at) else { return };
+        if was_complete {
+            task.complete -= 1;
+            task.holders.iter_mut().for_each(|holders| *holders += 1);
+        }
+        let lost = !gone.is_empty();
+        for run in gone {
+            self.count_down(at, run);
+        }
+        if lost && self.seen_entry(at, peer).is_some_and(|entry| entry.can_fetch) {
+            self.queue_for_lease(at, peer);
+        }
+    }
+
+    pub(super) fn lose_all(&mut self, at: u32, peer: u32) {
+        let others = self.seen(at).is_some_and(|task| task.complete > 1);
+        let Some(entry) = self.entry(at, peer) else { return };
+        if entry.complete && others {
+            (entry.complete, entry.held) = (false, 0);
+            if let Some(task) = self.task(at) {
+                task.complete -= 1;
+            }
+        } else if entry.held > 0 {
+            self.lose(at, peer, 0..u32::MAX);
+            if let Some(entry) = self.entry(at, peer) {
+                entry.have = Bits::default();
+            }
+        }
+    }
+
+    fn count_down(&mut self, at: u32, run: Range<u32>) {
+        let Some(task) = self.task(at) else { return };
+        let mut last = Vec::new();
+        for piece in run {
+            let was_held = task.is_held(piece);
+            task.holders[piece as usize] -= 1;
+            if was_held && !task.is_held(piece) {
+                append(&mut last, piece);
+            }
+        }
+        for run in last {
+            self.unhold(at, &run);
+        }
+    }
+
+    /// Marks all that a peer was known for until its new inventory and wants name it.
+    pub(super) fn inventory_start(&mut self, now: Duration, peer: u32) {
+        if let Some(member) = self.members.get_mut(peer) {
+            member.since = now;
+            member.accusers.retain(|(.., silent)| !silent);
+        }
+        for at in self.tasks_of(peer) {
+            if let Some(entry) = self.entry(at, peer) {
+                entry.unconfirmed = entry.held > 0;
+                entry.unsaid = entry.wants;
+            }
+        }
+    }
+
+    pub(super) fn inventory_end(&mut self, now: Duration, peer: u32) {
+        for at in self.tasks_of(peer) {
+            if self.entry(at, peer).is_some_and(|entry| std::mem::take(&mut entry.unconfirmed)) {
+                self.lose_all(at, peer);
+                self.put_away(now, at, peer);
+                self.lease_out(now, at);
+            }
+        }
+        self.checks.insert((now + SAY_AGAIN, peer, Check::Wants));
+    }
+}

@@ -1,0 +1,71 @@
+//! What becomes of peers whose session ended or began anew [pure].
+
+use std::time::Duration;
+
+use super::Cluster;
+
+/// What is looked after at a set time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Check {
+    /// Without a session for a while: others may need what it held.
+    Absent,
+    /// Gone for good.
+    Forget,
+    /// Its inventory is in: what it wanted in the session before and has not said again, it does not want.
+    Wants,
+}
+
+impl Cluster {
+    pub(super) fn gone(&mut self, now: Duration, peer: u32) {
+        if let Some(member) = self.members.get_mut(peer).filter(|member| member.connected) {
+            member.connected = false;
+            member.gone = Some(now);
+            self.checks.insert((now + self.options.absence, peer, Check::Absent));
+            self.checks.insert((now + self.options.grace, peer, Check::Forget));
+        }
+    }
+
+    pub(super) fn check_peers(&mut self, now: Duration) {
+        while let Some((_, peer, check)) = self.checks.first().copied().filter(|&(due, ..)| due <= now) {
+            self.checks.pop_first();
+            let gone = self.members.get(peer).and_then(|member| member.gone);
+            let gone_for = |least: Duration| gone.is_some_and(|since| since + least <= now);
+            match check {
+                Check::Absent if gone_for(self.options.absence) => self.set_aside(now, peer),
+                Check::Forget if gone_for(self.options.grace) => self.forget(now, peer),
+                Check::Wants => self.drop_unsaid(now, peer),
+                Check::Absent | Check::Forget => {}
+            }
+        }
+    }
+
+    /// Its links stay, and its name; its leases and the pieces that it alone held are free.
+    fn set_aside(&mut self, now: Duration, peer: u32) {
+        for at in self.tasks_of(peer) {
+            self.end_leases(at, peer, false);
+            self.lose_all(at, peer);
+            self.lease_out(now, at);
+        }
+    }
+
+    fn forget(&mut self, now: Duration, peer: u32) {
+        for at in self.tasks_of(peer) {
+            self.remove_entry(now, at, peer);
+            self.lease_out(now, at);
+        }
+        self.members.leave(peer);
+    }
+
+    fn drop_unsaid(&mut self, now: Duration, peer: u32) {
+        if self.members.get(peer).is_none_or(|member| !member.connected) {
+            return;
+        }
+        for at in self.tasks_of(peer) {
+            if self.seen_entry(at, peer).is_some_and(|entry| entry.unsaid)
+                && let Some(name) = self.seen(at).map(|task| task.id)
+            {
+                self.unwant(now, peer, &name);
+            }
+        }
+    }
+}

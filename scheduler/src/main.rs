@@ -1,0 +1,223 @@
+//! The `pondhawk-scheduler` binary.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pondhawk_scheduler::authority::Authority;
+use pondhawk_scheduler::hosts::{HUB_HOSTS, Suffixes};
+use pondhawk_scheduler::service::{Options, Scheduler};
+use pondhawk_scheduler::trust::RootInfo;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Tells the nodes of a Pondhawk cluster about each other, and which of them fetches what from an origin.
+///
+/// It moves no data and needs little memory: about 300 bytes for each task of each node. What it knows of the cluster is
+/// lost when it stops, and told again by the nodes within seconds; only DATA_DIR (the cluster's CA) has to be kept.
+#[derive(Parser)]
+#[command(name = "pondhawk-scheduler", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run until SIGTERM or SIGINT.
+    Up(Up),
+    /// Print the certificate that pods trust on every node: the cluster's trust root, PEM.
+    Ca(Ca),
+    /// Print a join token, for a node's `pondhawk up --scheduler HOST:PORT --token FILE`.
+    ///
+    /// Whoever has it can join under any name until it expires; a node needs it only once. Works while the scheduler runs.
+    Token(Token),
+}
+
+#[derive(Args)]
+struct State {
+    /// Directory of the cluster's CA and the tokens' secret. Made where there is none; keep it, and keep it private.
+    #[arg(long, env = "PONDHAWK_SCHEDULER_DATA_DIR", default_value = "/var/lib/pondhawk-scheduler")]
+    data_dir: PathBuf,
+}
+
+#[derive(Args)]
+struct Up {
+    /// Where nodes connect: gRPC over mutual TLS.
+    #[arg(long, env = "PONDHAWK_SCHEDULER_LISTEN", default_value = "0.0.0.0:65100")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    state: State,
+    /// Labels that say where a node stands, coarse to fine: nodes that share more of them are linked first.
+    #[arg(long, value_delimiter = ',', default_value = "zone,rack")]
+    labels: Vec<String>,
+    /// Connections to one origin host at once, over all nodes.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    origin_connections: u32,
+    /// Milliseconds between two reports of a node.
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(50..=10_000))]
+    progress: u64,
+    /// What the nodes may intercept: a name stands for itself and for every name below it. The trust root is constrained
+    /// to them when it is made; a node that asks for others is not signed.
+    #[arg(long, value_name = "HOSTS", env = "PONDHAWK_SCHEDULER_HOSTS", value_delimiter = ',', default_values = HUB_HOSTS)]
+    hosts: Vec<String>,
+    /// What is logged, as in RUST_LOG: `info`, `debug`, `pondhawk_scheduler=debug`.
+    #[arg(long, env = "PONDHAWK_SCHEDULER_LOG", default_value = "info")]
+    log: String,
+    /// How it is logged.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+}
+
+#[derive(Args)]
+struct Ca {
+    #[command(flatten)]
+    state: State,
+    /// Say what it is instead: fingerprint, what it may speak for, until when
+    #[arg(long)]
+    text: bool,
+}
+
+#[derive(Args)]
+struct Token {
+    #[command(flatten)]
+    state: State,
+    /// How long it is good for: a number with s, m, h or d.
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    ttl: Duration,
+    /// Make all tokens of before worthless first. Nodes that have joined stay.
+    #[arg(long)]
+    rotate: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Up(up) => run(up),
+        Command::Token(token) => print_token(&token),
+        Command::Ca(ca) => print_ca(&ca),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pondhawk-scheduler: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(up: Up) -> anyhow::Result<()> {
+    log(&up.log, up.log_format)?;
+    let mut options = Options { progress: Duration::from_millis(up.progress), ..Options::default() };
+    options.hosts = Suffixes::new(&up.hosts).context("--hosts")?;
+    options.cluster.label_keys = up.labels;
+    options.cluster.origin_connections = up.origin_connections;
+    let scheduler = Scheduler::open(&up.state.data_dir, options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(up.listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {}", up.listen))?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping");
+        };
+        Ok(scheduler.serve(listener, stop).await?)
+    })
+}
+
+fn print_token(token: &Token) -> anyhow::Result<()> {
+    let dir: &Path = &token.state.data_dir;
+    // Made here by mistake, a CA would be another cluster's.
+    if !dir.join("swarm-ca.pem").exists() {
+        bail!("{} has no cluster: start the scheduler once, or name its --data-dir", dir.display());
+    }
+    let authority = Authority::open(dir)?;
+    if token.rotate {
+        Authority::rotate_tokens(dir)?;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    writeln!(io::stdout(), "{}", authority.token(now, token.ttl)?).context("cannot write the token")
+}
+
+fn print_ca(ca: &Ca) -> anyhow::Result<()> {
+    let dir = &ca.state.data_dir;
+    let Some(root) = RootInfo::of(dir)? else {
+        bail!("{} has no trust root: start the scheduler once, or name its --data-dir", dir.display());
+    };
+    let text = match ca.text {
+        false => root.pem,
+        true => format!(
+            "certificate   {}\nsubject       {}\nsha256        {}\nspeaks for    {} and every name below\nvalid         {} to {}\n",
+            root.path.display(),
+            root.subject,
+            root.fingerprint_text(),
+            root.permitted,
+            root.not_before.date(),
+            root.not_after.date()
+        ),
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot write the certificate")
+}
+
+fn log(level: &str, format: Format) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level).with_context(|| format!("--log {level:?} is no filter"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        Format::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
+    }
+    Ok(())
+}
+
+/// `90s`, `15m`, `24h`, `7d`; at most a year.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8));
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err("a number with s, m, h or d, such as 24h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a number with s, m, h or d, such as 24h".to_owned())?;
+    let seconds = number.saturating_mul(unit);
+    if !(1..=365 * 86_400).contains(&seconds) {
+        return Err("between a second and a year".to_owned());
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ttl_is_a_number_with_a_unit() {
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "h", "24", "24y", "0s", "-1h", "400d", "1€"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

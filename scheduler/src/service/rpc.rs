@@ -1,0 +1,316 @@
+//! The two calls of scheduler.proto.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use pondhawk_proto::v1 as proto;
+use proto::scheduler_message::Body;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval, sleep_until, timeout};
+use tokio_stream::Stream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::Options;
+use super::actor::{Input, Session};
+use super::hear::{self, Heard, Inventory};
+use super::tell::message;
+use super::tls::{Certified, Remote, unix_now};
+use crate::authority::{Authority, AuthorityError, Signed, is_peer_name};
+use crate::trust::TrustRoot;
+
+/// For the first message of a session.
+const HELLO: Duration = Duration::from_secs(10);
+/// Pings without any answer that end a session.
+const SILENT_PINGS: u32 = 3;
+
+/// What both calls need.
+pub(super) struct Rpc {
+    pub(super) authority: Arc<Authority>,
+    pub(super) trust: Arc<TrustRoot>,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) options: Options,
+    pub(super) epoch: u64,
+}
+
+#[tonic::async_trait]
+impl proto::scheduler_server::Scheduler for Rpc {
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinResponse>, Status> {
+        let remote = remote(&request)?;
+        let request = request.into_inner();
+        let signed = self.admit(&request, &remote).inspect_err(|refusal| {
+            // Of the name only what fits: it is not checked yet.
+            let name: String = request.name.chars().take(63).collect();
+            tracing::warn!(peer = ?name, address = %remote.address, why = refusal.message(), "join refused");
+        })?;
+        tracing::info!(peer = request.name, address = %remote.address, renewal = request.token.is_empty(), "joined");
+        let (intercept_chain, intercept_refused) = self.cross_sign(&request);
+        Ok(Response::new(proto::JoinResponse {
+            chain: chain(&signed),
+            not_after_unix: signed.not_after,
+            protocol: pondhawk_proto::PROTOCOL_MAX.min(request.protocol_max),
+            intercept_chain,
+            intercept_refused,
+        }))
+    }
+
+    type SessionStream = Outgoing;
+
+    async fn session(&self, request: Request<Streaming<proto::PeerMessage>>) -> Result<Response<Outgoing>, Status> {
+        let remote = remote(&request)?;
+        let mut incoming = request.into_inner();
+        self.open_session(&remote, &mut incoming)
+            .await
+            .map(|(opened, outgoing)| {
+                tokio::spawn(opened.run(incoming));
+                Response::new(outgoing)
+            })
+            .inspect_err(|refusal| {
+                let name = remote.certificate.as_ref().map(|certificate| &*certificate.name);
+                tracing::warn!(peer = name, address = %remote.address, why = refusal.message(), "session refused");
+            })
+    }
+}
+
+impl Rpc {
+    /// A certificate for whoever has a token, or a certificate already.
+    fn admit(&self, request: &proto::JoinRequest, remote: &Remote) -> Result<Signed, Status> {
+        common_version(request.protocol_min, request.protocol_max)?;
+        if !is_peer_name(&request.name) {
+            return Err(Status::invalid_argument("JoinRequest.name: 1 to 63 of a-z, 0-9, '-' and '.'"));
+        }
+        match &remote.certificate {
+            _ if !request.token.is_empty() => {
+                let checked = self.authority.check_token(&request.token, unix_now());
+                checked.map_err(|error| Status::unauthenticated(error.to_string()))?;
+            }
+            Some(certificate) => must_be(certificate, &request.name)?,
+            None => return Err(Status::unauthenticated("neither a join token nor a certificate of this cluster")),
+        }
+        self.sign(&request.name, &request.csr)
+    }
+
+    /// The interception CA of a peer that was admitted, as the trust root signs it, or why it does not.
+    fn cross_sign(&self, request: &proto::JoinRequest) -> (Vec<Bytes>, String) {
+        if request.intercept_csr.is_empty() {
+            return Default::default();
+        }
+        match self.trust.cross_sign(&request.intercept_csr, &request.intercept_suffixes, OffsetDateTime::now_utc()) {
+            Ok(chain) => (chain.iter().map(|der| Bytes::copy_from_slice(der)).collect(), String::new()),
+            Err(error) => {
+                tracing::warn!(peer = request.name, %error, "the peer's interception CA was not signed");
+                (Vec::new(), error.to_string())
+            }
+        }
+    }
+
+    fn sign(&self, name: &str, csr: &[u8]) -> Result<Signed, Status> {
+        self.authority.sign(name, csr, OffsetDateTime::now_utc()).map_err(|error| match error {
+            AuthorityError::Request | AuthorityError::Name(_) => Status::invalid_argument(error.to_string()),
+            error => {
+                tracing::error!(%error, "cannot sign a certificate");
+                Status::internal("the scheduler cannot sign: see its log")
+            }
+        })
+    }
+
+    async fn open_session(
+        &self,
+        remote: &Remote,
+        incoming: &mut Streaming<proto::PeerMessage>,
+    ) -> Result<(Open, Outgoing), Status> {
+        let Some(certificate) = remote.certificate.clone() else {
+            return Err(Status::unauthenticated("a session needs a certificate of this cluster: join first"));
+        };
+        let first = timeout(HELLO, incoming.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded(format!("no Hello within {HELLO:?}")))??;
+        let Some(proto::peer_message::Body::Hello(hello)) = first.and_then(|message| message.body) else {
+            return Err(Status::invalid_argument("the first message of a session is Hello"));
+        };
+        let protocol = common_version(hello.protocol_min, hello.protocol_max)?;
+        must_be(&certificate, &hello.name)?;
+        let info =
+            hear::hello(hello, remote.address.ip()).map_err(|what| Status::invalid_argument(what.to_string()))?;
+        let (session, queue, over) = Session::new(remote.local);
+        session.send(message(Body::Welcome(proto::Welcome {
+            protocol,
+            progress_ms: millis(self.options.progress),
+            ping_ms: millis(self.options.ping),
+            epoch: self.epoch,
+        })));
+        tracing::info!(peer = %info.name, quic = %info.address, seed = info.seed, "session opened");
+        let opened = Open {
+            session: Arc::clone(&session),
+            certificate,
+            inputs: self.inputs.clone(),
+            authority: Arc::clone(&self.authority),
+            ping: self.options.ping,
+            inventory: Inventory::default(),
+        };
+        self.inputs.send(Input::Connect { info, session }).await.map_err(|_| stops())?;
+        Ok((opened, Outgoing { queue, over: Some(over) }))
+    }
+}
+
+/// A session that stands. Whatever becomes of it, the cluster hears of its end.
+struct Open {
+    session: Arc<Session>,
+    certificate: Certified,
+    inputs: mpsc::Sender<Input>,
+    authority: Arc<Authority>,
+    ping: Duration,
+    inventory: Inventory,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let gone = Input::Gone { session: Arc::clone(&self.session) };
+        if let Err(mpsc::error::TrySendError::Full(gone)) = self.inputs.try_send(gone)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let inputs = self.inputs.clone();
+            // It fails only where the cluster is gone as well.
+            runtime.spawn(async move { drop(inputs.send(gone).await) });
+        }
+    }
+}
+
+impl Open {
+    async fn run(mut self, mut incoming: Streaming<proto::PeerMessage>) {
+        let session = Arc::clone(&self.session);
+        let why = tokio::select! {
+            () = session.ended() => None,
+            why = self.listen(&mut incoming) => why,
+        };
+        let name = &self.certificate.name;
+        match why {
+            Some(why) => {
+                tracing::warn!(peer = %name, why = why.message(), "session ended");
+                session.end(why);
+            }
+            None => tracing::info!(peer = %name, "session closed"),
+        }
+        session.end(Status::ok(""));
+    }
+
+    /// Takes messages until the peer closes, or something is wrong with it.
+    async fn listen(&mut self, incoming: &mut Streaming<proto::PeerMessage>) -> Option<Status> {
+        let mut pings = interval(self.ping);
+        let mut nonce = 0;
+        let silence = self.ping * SILENT_PINGS;
+        let mut heard = Instant::now();
+        let left = self.certificate.not_after.saturating_sub(unix_now());
+        let expiry = Instant::now() + Duration::from_secs(left);
+        loop {
+            let received = tokio::select! {
+                received = incoming.message() => received,
+                _ = pings.tick() => {
+                    nonce += 1;
+                    self.session.send(message(Body::Ping(proto::Ping { nonce })));
+                    continue;
+                }
+                () = sleep_until(heard + silence) => {
+                    return Some(Status::deadline_exceeded(format!("nothing heard for {silence:?}")));
+                }
+                () = sleep_until(expiry) => {
+                    return Some(Status::unauthenticated("the session's certificate has expired"));
+                }
+            };
+            let received = match received {
+                Ok(Some(received)) => received,
+                Ok(None) => return None,
+                Err(status) => return lost(&status),
+            };
+            if let Err(why) = self.take(received).await {
+                return Some(why);
+            }
+            // Not before: a busy cluster may have made it wait.
+            heard = Instant::now();
+        }
+    }
+
+    async fn take(&mut self, received: proto::PeerMessage) -> Result<(), Status> {
+        let heard = hear::message(received, &mut self.inventory);
+        match heard.map_err(|what| Status::invalid_argument(what.to_string()))? {
+            Heard::Nothing => Ok(()),
+            Heard::Events(events) => {
+                let input = Input::Events { session: Arc::clone(&self.session), events };
+                self.inputs.send(input).await.map_err(|_| stops())
+            }
+            Heard::Renew(csr) => {
+                let signed = self.authority.sign(&self.certificate.name, &csr, OffsetDateTime::now_utc());
+                let signed = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+                let renewed = proto::Renewed { chain: chain(&signed), not_after_unix: signed.not_after };
+                self.session.send(message(Body::Renewed(renewed)));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Messages to a peer: those queued, or the reason of the end before any that is left.
+pub(super) struct Outgoing {
+    queue: mpsc::Receiver<proto::SchedulerMessage>,
+    over: Option<oneshot::Receiver<Status>>,
+}
+
+impl Stream for Outgoing {
+    type Item = Result<proto::SchedulerMessage, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(over) = &mut self.over else { return Poll::Ready(None) };
+        if let Poll::Ready(why) = Pin::new(over).poll(cx) {
+            self.over = None;
+            return Poll::Ready(why.ok().filter(|why| why.code() != Code::Ok).map(Err));
+        }
+        self.queue.poll_recv(cx).map(|message| message.map(Ok))
+    }
+}
+
+fn stops() -> Status {
+    Status::unavailable("the scheduler stops")
+}
+
+fn remote<T>(request: &Request<T>) -> Result<Remote, Status> {
+    request.extensions().get::<Remote>().cloned().ok_or_else(|| Status::internal("the connection has no address"))
+}
+
+fn must_be(certificate: &Certified, name: &str) -> Result<(), Status> {
+    if *certificate.name == *name {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(63).collect();
+    let own = &certificate.name;
+    Err(Status::permission_denied(format!("the certificate is of peer {own:?}, not of {shown:?}")))
+}
+
+fn common_version(min: u32, max: u32) -> Result<u32, Status> {
+    pondhawk_proto::common_version(min, max).ok_or_else(|| {
+        let (own_min, own_max) = (pondhawk_proto::PROTOCOL_MIN, pondhawk_proto::PROTOCOL_MAX);
+        Status::failed_precondition(format!(
+            "the peer speaks protocol {min} to {max}, this scheduler {own_min} to {own_max}: update the older one"
+        ))
+    })
+}
+
+/// What an error of the stream means: a peer that went away is no news.
+fn lost(status: &Status) -> Option<Status> {
+    match status.code() {
+        Code::OutOfRange | Code::InvalidArgument | Code::Internal if status.message().contains("message length") => {
+            Some(Status::invalid_argument(format!("a message of more than {} bytes", pondhawk_proto::MAX_MESSAGE)))
+        }
+        Code::Internal => Some(Status::invalid_argument(format!("no message: {}", status.message()))),
+        _ => None,
+    }
+}
+
+fn chain(signed: &Signed) -> Vec<Bytes> {
+    signed.chain.iter().map(|certificate| certificate.to_vec().into()).collect()
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
