@@ -536,13 +536,13 @@ impl Driver {
 
     fn fetch(&mut self, fetch: Fetch) {
         let run = fetch.run;
-        let Some((_, request, expected)) = self.sources.iter().find(|(source, ..)| *source == fetch.source) else {
-            // Both keep the same newest sources, so this is a run whose URL has just been pushed out.
+        let paused = self.share.as_ref().is_some_and(Share::is_paused);
+        let source = self.sources.iter().find(|(source, ..)| *source == fetch.source).filter(|_| !paused);
+        let Some((_, request, expected)) = source else {
+            // The cluster leaves the origin alone for now; or, since both keep the same newest sources, this is a run whose
+            // URL has just been pushed out.
             return self.machine.handle(self.now(), Event::RunFailed { run, class: super::retry::Class::Busy });
         };
-        if self.share.as_ref().is_some_and(Share::is_paused) {
-            return self.machine.handle(self.now(), Event::RunFailed { run, class: super::retry::Class::Busy });
-        }
         let trimmed = Rc::new(Cell::new(false));
         let job = Run {
             tools: Rc::clone(&self.tools),

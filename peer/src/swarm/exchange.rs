@@ -266,12 +266,12 @@ impl Exchange {
 
     /// A piece came to be held; its digest where it came from the origin.
     pub fn held(&self, task: TaskId, len: u64, piece: u32, digest: Option<[u8; 32]>) {
-        self.change(task, |changes| {
+        let mut state = self.state();
+        if let Some(changes) = state.changes_of(task) {
             changes.len = len;
             changes.added.push(piece);
             changes.digests.extend(digest.map(|digest| (piece, digest)));
-        });
-        let mut state = self.state();
+        }
         state.pieces += 1;
         if state.pieces >= MANY_PIECES {
             self.changed.notify_one();
@@ -297,10 +297,14 @@ impl Exchange {
     }
 
     fn change(&self, task: TaskId, apply: impl FnOnce(&mut Changes)) {
-        let mut state = self.state();
-        if state.changed.len() < MAX_CHANGED || state.changed.contains_key(&task) {
-            apply(state.changed.entry(task).or_default());
+        if let Some(changes) = self.state().changes_of(task) {
+            apply(changes);
         }
+    }
+
+    /// Bytes sent to other peers since the start.
+    pub fn sent(&self) -> u64 {
+        self.sent_to_peers.load(Ordering::Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -367,6 +371,13 @@ impl Exchange {
     }
 }
 
+impl State {
+    fn changes_of(&mut self, task: TaskId) -> Option<&mut Changes> {
+        let room = self.changed.len() < MAX_CHANGED || self.changed.contains_key(&task);
+        room.then(|| self.changed.entry(task).or_default())
+    }
+}
+
 impl Membership {
     /// Waits until something was told, and takes it all, in order.
     pub async fn told(&self) -> Vec<Told> {
@@ -378,11 +389,6 @@ impl Membership {
             }
             notified.await;
         }
-    }
-
-    /// Where it joined.
-    pub fn exchange(&self) -> &Arc<Exchange> {
-        &self.exchange
     }
 }
 
@@ -425,13 +431,5 @@ impl std::fmt::Display for Standing {
             Self::Lost { .. } => "lost",
             Self::Up { .. } => "up",
         })
-    }
-}
-
-/// Bytes that this node has sent to peers, and pieces that it is sending.
-impl Exchange {
-    /// Bytes sent to other peers since the start.
-    pub fn sent(&self) -> u64 {
-        self.sent_to_peers.load(Ordering::Relaxed)
     }
 }

@@ -75,6 +75,11 @@ mod tests {
 
     proptest::proptest! {
         #[test]
+        fn the_scheduler_counts_the_same_pieces(len in 0..=MAX_TASK_LEN + 1) {
+            assert_eq!(pondhawk_scheduler::cluster::pieces_of(len), Layout::for_len(len).map(Layout::pieces));
+        }
+
+        #[test]
         fn pieces_tile_the_task_without_gap_or_overlap(len in 0..MAX_TASK_LEN, seed: u32) {
             let layout = Layout::for_len(len).unwrap();
             assert!(layout.piece_len().is_power_of_two());

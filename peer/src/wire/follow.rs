@@ -70,11 +70,6 @@ impl Follow {
         Self { link, task, view, told: Vec::new(), forgotten, throttle: 0 }
     }
 
-    /// The link that it goes over.
-    pub fn link(&self) -> &Rc<Link> {
-        &self.link
-    }
-
     /// The next news; what the parent had said before is told first. Dropping the future loses none.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use pondhawk_scheduler::authority::{self, PEER_SUFFIX};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     RootCertStore,
@@ -11,11 +12,9 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
     version::TLS13,
 };
-use x509_parser::{extensions::GeneralName, prelude::*};
+use x509_parser::prelude::*;
 
 use super::{WireError, frame::ALPN};
-
-const SUFFIX: &str = ".peer.pondhawk.internal";
 
 /// A peer's name in the cluster: 1 to 63 of `a-z`, `0-9`, `.` and `-`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,19 +22,15 @@ pub struct PeerId(Arc<str>);
 
 /// Not the name of a peer.
 #[derive(Debug, thiserror::Error)]
-#[error("a peer's name is 1 to 63 of a-z, 0-9, '.' and '-', and starts and ends with a letter or digit")]
+#[error(
+    "a peer's name is 1 to 63 of a-z, 0-9, '.' and '-', and each part between dots starts and ends with a letter or digit"
+)]
 pub struct PeerIdError;
 
 impl PeerId {
-    /// Checks a name.
+    /// Checks a name, as the scheduler does before it signs one.
     pub fn new(name: &str) -> Result<Self, PeerIdError> {
-        let alnum = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let bytes = name.as_bytes();
-        let inner = bytes.iter().all(|byte| alnum(byte) || matches!(byte, b'.' | b'-'));
-        let ends = bytes.first().is_some_and(alnum) && bytes.last().is_some_and(alnum);
-        // An empty label is no DNS name, so no certificate could carry it.
-        let valid = inner && ends && bytes.len() <= 63 && !name.contains("..");
-        valid.then(|| Self(name.into())).ok_or(PeerIdError)
+        authority::is_peer_name(name).then(|| Self(name.into())).ok_or(PeerIdError)
     }
 
     /// The name.
@@ -45,7 +40,7 @@ impl PeerId {
 
     /// The name in its certificate: `<name>.peer.pondhawk.internal`.
     pub fn dns_name(&self) -> String {
-        format!("{}{SUFFIX}", self.0)
+        format!("{}{PEER_SUFFIX}", self.0)
     }
 }
 
@@ -75,7 +70,7 @@ impl Identity {
     /// The name in the certificate.
     pub fn peer(&self) -> Result<PeerId, WireError> {
         let named = self.chain.first().and_then(peer_of);
-        named.ok_or_else(|| WireError::Identity(format!("it names no <peer>{SUFFIX}")))
+        named.ok_or_else(|| WireError::Identity(format!("it names no <peer>{PEER_SUFFIX}")))
     }
 
     /// Sessions are never resumed: a resumed one would not check the certificate again.
@@ -114,12 +109,7 @@ impl Identity {
 
 /// The peer that a certificate names. Whether it may be believed is the handshake's business.
 fn peer_of(certificate: &CertificateDer<'_>) -> Option<PeerId> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => PeerId::new(name.strip_suffix(SUFFIX)?).ok(),
-        _ => None,
-    })
+    PeerId::new(&authority::peer_name(certificate)?).ok()
 }
 
 /// Who is at the other end of a connection whose handshake is done.
