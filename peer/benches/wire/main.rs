@@ -4,7 +4,7 @@
 //! `cargo bench -p pondhawk --bench wire -- --mib 1024 --rounds 5 --mtu 1500 --mtu 9000`
 //!
 //! Each side is one thread on a core of its own. Both are run in turn, after a first round that counts for nothing and
-//! leaves the page cache warm on both ends. CPU time includes each side's io_uring workers.
+//! leaves the page cache warm on both ends; so is that of the file which is about to be written. CPU time includes each side's io_uring workers.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 

@@ -48,9 +48,12 @@ struct Arguments {
     /// Where the nodes keep their data while they run. A tmpfs takes the disk out of the measurement.
     #[arg(long, default_value = "/dev/shm")]
     data_in: PathBuf,
-    /// Do not write and drop as much memory as a run will use before the first one.
+    /// Do not write, and drop when the clients start, as much memory as a run will use.
     #[arg(long)]
     no_warm_up: bool,
+    /// Print each second what left the origin and what each node has. It costs a process a node each time.
+    #[arg(long)]
+    trace: bool,
     /// Write the numbers to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -61,9 +64,6 @@ fn main() -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.spawn(watch_interrupt(Arc::clone(&interrupted)));
-    if !arguments.no_warm_up {
-        measure::warm_up(&arguments)?;
-    }
     let mut runs = Vec::new();
     for &nodes in &arguments.nodes {
         if interrupted.load(Ordering::Relaxed) {

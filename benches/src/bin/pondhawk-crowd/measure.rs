@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -26,8 +27,10 @@ const DEADLINE: Duration = Duration::from_secs(600);
 pub(crate) fn crowd(arguments: &Arguments, nodes: usize) -> Result<Run> {
     let cluster = build(arguments, nodes)?;
     let sha256 = cluster.sha256(LABEL)?;
+    let warm = if arguments.no_warm_up { None } else { Some(warm_up(arguments, nodes)?) };
     let cpu_before = cpu(&cluster);
-    let (makespan, clients) = at_once(&cluster)?;
+    drop(warm);
+    let (makespan, clients) = at_once(&cluster, arguments.trace)?;
     let cpu_after = cpu(&cluster);
     let accounts = cluster.nodes().iter().map(|node| Ok(node.account()?)).collect::<Result<Vec<_>>>()?;
     let origin_bytes = cluster.hub().stats()?.object(LABEL).body_bytes;
@@ -72,18 +75,39 @@ fn build(arguments: &Arguments, nodes: usize) -> Result<Cluster> {
 }
 
 /// One client a node, all at once; how long until the last one has the file.
-fn at_once(cluster: &Cluster) -> Result<(f64, Vec<Fetched>)> {
+fn at_once(cluster: &Cluster, trace: bool) -> Result<(f64, Vec<Fetched>)> {
     let urls = cluster.nodes().iter().map(|_| Ok(cluster.url(LABEL)?)).collect::<Result<Vec<_>>>()?;
     let started = Instant::now();
     let clients = cluster.nodes().iter().zip(&urls);
     let clients: Vec<_> = clients.map(|(node, url)| node.start_fetch(url, Way::ProxyCounted, DEADLINE)).collect();
     // Each on a thread of its own, so that each one's end is seen when it comes.
-    let ended: Vec<_> = thread::scope(|scope| {
+    let done = AtomicBool::new(false);
+    let (makespan, ended): (f64, Vec<_>) = thread::scope(|scope| {
+        let tracer = trace.then(|| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    print_progress(cluster, started);
+                    thread::park_timeout(Duration::from_secs(1));
+                }
+            })
+        });
         let waiting: Vec<_> = clients.into_iter().map(|client| scope.spawn(|| client?.finish())).collect();
-        waiting.into_iter().map(|client| client.join().expect("no client thread panics")).collect()
+        let ended = waiting.into_iter().map(|client| client.join().expect("no client thread panics")).collect();
+        let makespan = started.elapsed().as_secs_f64();
+        done.store(true, Ordering::Relaxed);
+        tracer.iter().for_each(|tracer| tracer.thread().unpark());
+        (makespan, ended)
     });
-    let makespan = started.elapsed().as_secs_f64();
     Ok((makespan, ended.into_iter().collect::<Result<_, _>>()?))
+}
+
+/// What left the origin and what each node has by now, MiB; a line a second. A node that does not answer is left out.
+fn print_progress(cluster: &Cluster, started: Instant) {
+    let mib = |bytes: u64| bytes >> 20;
+    let origin = cluster.hub().stats().map_or(0, |stats| stats.object(LABEL).body_bytes);
+    let accounts = cluster.nodes().iter().filter_map(|node| node.account().ok());
+    let have: Vec<_> = accounts.map(|moved| mib(moved.origin_bytes + moved.from_peers)).collect();
+    eprintln!("{:6.2} s  origin {:5}  nodes {have:5?}", started.elapsed().as_secs_f64(), mib(origin));
 }
 
 /// Every node's file once more, hashed.
@@ -106,14 +130,16 @@ fn rates(arguments: &Arguments, nodes: usize) -> [f64; 2] {
     [goodput(arguments.origin_rate.unwrap_or(arguments.rate)).min(paced), goodput(arguments.rate)]
 }
 
-/// The first write into memory that the host has not backed yet is ten times slower than the next: writes and drops as much as the
-/// largest run will.
-pub(crate) fn warm_up(arguments: &Arguments) -> Result<()> {
-    let nodes = arguments.nodes.iter().max().copied().unwrap_or(1) as u64;
+/// As much memory as the run will fill, written and held until the clients start.
+///
+/// In a virtual machine the first write into memory that the host has not backed yet costs ten times the next one, and a guest that
+/// reports its free pages loses them again within a second. What the nodes reserve when their downloads start has to be in use until
+/// then, or the run measures the host.
+fn warm_up(arguments: &Arguments, nodes: usize) -> Result<File> {
     let mut file: File = tempfile::tempfile_in(&arguments.data_in).context("--data-in is not writable")?;
     let chunk = vec![1; 1 << 20];
-    for _ in 0..(nodes * arguments.size) >> 20 {
+    for _ in 0..(nodes as u64 * arguments.size) >> 20 {
         file.write_all(&chunk).context("--data-in has not room enough for all nodes")?;
     }
-    Ok(())
+    Ok(file)
 }
