@@ -147,7 +147,8 @@ impl Job {
         let digests = self.digest_runs(&self.fetched);
         let added = runs(self.added.drain(..).filter(|&piece| self.held[piece as usize] != NOTHING));
         self.fetched.clear();
-        events.push(Event::Progress(Progress { task, len, added, digests, alive, ..Progress::default() }));
+        let requests = self.machine.as_ref().map_or(0, |machine| u32::try_from(machine.requests()).unwrap_or(u32::MAX));
+        events.push(Event::Progress(Progress { task, len, added, digests, alive, requests, ..Progress::default() }));
         events
     }
 }

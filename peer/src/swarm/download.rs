@@ -10,6 +10,7 @@
 mod bits;
 mod leases;
 mod links;
+mod pace;
 mod plan;
 
 use std::{
@@ -23,6 +24,7 @@ use crate::task::{Bitmap, Layout};
 use bits::Bits;
 use leases::Leases;
 use links::Links;
+use pace::Pace;
 
 /// URLs of clients that are kept for one download; beyond it the oldest goes.
 pub const MAX_SOURCES: usize = 16;
@@ -321,6 +323,8 @@ pub struct Download {
     runs: Vec<Run>,
     next_run: u64,
     limit: usize,
+    /// In place of the limit while links wait for what the runs bring.
+    pace: Pace,
     sources: VecDeque<SourceId>,
     phase: Phase,
     queued: VecDeque<Action>,
@@ -350,6 +354,8 @@ struct Run {
     from: u32,
     source: SourceId,
     failures: u32,
+    /// Since when it is at the piece, if it began it.
+    since: Option<Duration>,
     /// `None`: active.
     parked: Option<Duration>,
 }
@@ -380,6 +386,7 @@ impl Download {
             runs: Vec::new(),
             next_run: 0,
             limit: policy.first_runs.clamp(1, policy.max_runs.max(1)),
+            pace: Pace::new(layout.piece_len()),
             sources: VecDeque::new(),
             phase: Phase::Running,
             queued: VecDeque::new(),
@@ -405,6 +412,7 @@ impl Download {
             Event::PieceDone { run, piece } => {
                 self.held.set(piece);
                 self.limit = (self.limit + 1).min(self.policy.max_runs.max(1));
+                self.took(now, run);
                 self.progress(run, piece + 1, 0);
             }
             Event::RunEnded { run } => self.end_run(run),
@@ -456,7 +464,7 @@ impl Download {
             return Some(told);
         }
         let fetch = match self.sources.front().copied() {
-            Some(source) => self.resume(now, source).or_else(|| self.begin(source)),
+            Some(source) => self.resume(now, source).or_else(|| self.begin(now, source)),
             None => self.starve(),
         };
         fetch.or_else(|| self.ask(now))
@@ -479,6 +487,11 @@ impl Download {
         let at_rest = self.runs.is_empty() || self.phase == Phase::Starved && self.active() == 0;
         let quiet = at_rest && self.queued.is_empty() && !self.links.any_asked();
         quiet && (self.wants.is_empty() || self.phase == Phase::Ended)
+    }
+
+    /// Requests to the origin that it makes at once at present.
+    pub fn requests(&self) -> usize {
+        self.slots()
     }
 
     /// The lease that a piece is in.
@@ -504,6 +517,22 @@ impl Download {
             run.from = valid;
             run.failures = 0;
         }
+    }
+
+    /// The run is through with a piece.
+    fn took(&mut self, now: Duration, run: RunId) {
+        let (active, most) = (self.active(), self.limit);
+        let Some(run) = self.runs.iter_mut().find(|other| other.id == run) else { return };
+        if let Some(since) = run.since.replace(now)
+            && self.shares()
+        {
+            self.pace.piece_took(now.saturating_sub(since), active, most);
+        }
+    }
+
+    /// Whether others wait for what comes from the origin.
+    fn shares(&self) -> bool {
+        self.leases.is_led() && !self.links.is_empty()
     }
 
     fn url_offered(&mut self, source: SourceId) {
@@ -621,7 +650,11 @@ impl Download {
     }
 
     fn slots(&self) -> usize {
-        if self.ranged { self.limit } else { 1 }
+        match (self.ranged, self.shares()) {
+            (false, _) => 1,
+            (true, true) => self.limit.min(self.pace.runs()),
+            (true, false) => self.limit,
+        }
     }
 
     /// The parked run that has been due longest, if one is due and a slot is free.
@@ -634,6 +667,7 @@ impl Download {
         // A new name: what the failed request may still have to say is of no interest.
         run.id = RunId(self.next_run);
         run.parked = None;
+        run.since = None;
         run.source = source;
         self.next_run += 1;
         let fetch = Fetch { run: run.id, pieces: run.pieces.clone(), from: run.from, source, whole: !self.ranged };
@@ -641,7 +675,7 @@ impl Download {
     }
 
     /// A new run, if there is a slot (parked runs keep theirs) and something to fetch.
-    fn begin(&mut self, source: SourceId) -> Option<Action> {
+    fn begin(&mut self, now: Duration, source: SourceId) -> Option<Action> {
         if self.runs.len() >= self.slots() || !self.ranged && self.links.any_asked() {
             return None;
         }
@@ -649,7 +683,8 @@ impl Download {
         let id = RunId(self.next_run);
         self.next_run += 1;
         self.busy.set_run(pieces.clone());
-        self.runs.push(Run { id, pieces: pieces.clone(), from: 0, source, failures: 0, parked: None });
+        let since = Some(now);
+        self.runs.push(Run { id, pieces: pieces.clone(), from: 0, source, failures: 0, since, parked: None });
         Some(Action::Fetch(Fetch { run: id, pieces, from: 0, source, whole: !self.ranged }))
     }
 }

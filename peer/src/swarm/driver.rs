@@ -442,7 +442,8 @@ impl Driver {
         let event = match report {
             Report::Event(event) => self.keep_alive(event),
             Report::Done { run, piece, digest } => {
-                self.share.iter().for_each(|share| share.piece_done(piece, digest));
+                let requests = self.machine.requests();
+                self.share.iter().for_each(|share| share.piece_done(piece, digest, requests));
                 Event::PieceDone { run, piece }
             }
             Report::Failed(run, RunError::Origin(error)) => {

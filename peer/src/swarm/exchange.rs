@@ -176,6 +176,8 @@ pub struct Changes {
     pub gone: bool,
     /// Leases that moved though no piece completed.
     pub alive: HashSet<u64>,
+    /// Requests to the origin at once.
+    pub requests: u32,
 }
 
 /// The one meeting place of a node.
@@ -284,6 +286,11 @@ impl Exchange {
             changes.len = len;
             changes.alive.insert(lease);
         });
+    }
+
+    /// So many requests to the origin are made at once. Told with the next change.
+    pub fn requests(&self, task: TaskId, requests: u32) {
+        self.change(task, |changes| changes.requests = requests);
     }
 
     /// The task left the store.

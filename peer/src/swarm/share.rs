@@ -233,10 +233,11 @@ impl Share {
         }
     }
 
-    /// A piece came from the origin.
-    pub(super) fn piece_done(&self, piece: u32, digest: [u8; 32]) {
+    /// A piece came from the origin, one of `requests` that are under way.
+    pub(super) fn piece_done(&self, piece: u32, digest: [u8; 32], requests: usize) {
         let (task, len) = (self.held.meta.id, self.held.meta.layout.len());
         self.sharing.exchange.held(task, len, piece, Some(digest));
+        self.sharing.exchange.requests(task, u32::try_from(requests).unwrap_or(u32::MAX));
     }
 
     /// Bytes came from the origin under a lease.

@@ -198,6 +198,9 @@ pub struct TaskProgress {
     /// Leases that moved though no piece completed: counts as progress on them.
     #[prost(uint64, repeated, tag = "8")]
     pub alive: ::prost::alloc::vec::Vec<u64>,
+    /// Requests to the origin that the peer now makes at once for the task, of Want.connections. 0: not told.
+    #[prost(uint32, tag = "9")]
+    pub requests: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DigestRun {

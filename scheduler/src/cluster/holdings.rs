@@ -49,6 +49,9 @@ impl Cluster {
         let Some(at) = self.enter(peer, &progress.task, progress.len) else { return };
         if let Some(entry) = self.entry(at, peer) {
             entry.unconfirmed = false;
+            if progress.requests > 0 {
+                entry.requests = u8::try_from(progress.requests).unwrap_or(u8::MAX);
+            }
         }
         for run in &progress.lost {
             self.lose(at, peer, run.clone());
@@ -59,6 +62,7 @@ impl Cluster {
         if progress.complete {
             self.complete(now, at, peer);
         }
+        self.stepped(at, peer, &progress.digests);
         for run in &progress.digests {
             self.report_digests(now, at, peer, run);
         }

@@ -13,12 +13,14 @@ const MIN_SPLIT: u32 = 2;
 const ROUNDS: u32 = 4;
 /// Longest run where several share.
 const MAX_RUN: u32 = 64;
-/// A run is not shorter than this while there is enough for everybody: a peer that is fast must not run out of work
-/// between two reports.
-const ENOUGH: u64 = 32 << 20;
+/// A peer's first run is not shorter than this while there is enough for everybody.
+const ENOUGH: u64 = 16 << 20;
+/// Later ones have this many times what it fetched between its last two reports: a fast peer must not run out of work, and a slow
+/// one not sit on it.
+const STEPS: u32 = 10;
 /// Bytes that a peer asks for in one request to the origin at most: what it has begun is cut from no lease.
 const REQUEST: u64 = 1 << 20;
-/// Bytes that it may hold and not have reported yet, for the same reason.
+/// Bytes that it may hold and not have reported yet, for the same reason, as long as none of its reports tells.
 const UNREPORTED: u64 = 8 << 20;
 /// Runs that a peer alone gets at once.
 const RUNS_ALONE: u32 = 32;
@@ -55,12 +57,16 @@ impl Cluster {
             self.again.insert(at);
             return;
         }
-        for _ in 0..TURNS {
+        let waiting = self.seen(at).map_or(0, |task| task.waiting.len());
+        for _ in 0..TURNS.min(waiting) {
             let Some(task) = self.task(at).filter(|task| task.free.total() > 0 || !task.leases.is_empty()) else {
                 return;
             };
             let Some(peer) = task.waiting.pop_front() else { return };
-            let takes_any = !task.windows.contains_key(&peer) && task.digests.disputes.is_empty();
+            // From its own leases nothing can be split off for it, but for others.
+            let takes_any = !task.windows.contains_key(&peer)
+                && task.digests.disputes.is_empty()
+                && !task.fetchers.contains_key(&peer);
             if let Some(entry) = self.entry(at, peer) {
                 entry.queued = false;
             }
@@ -85,7 +91,9 @@ impl Cluster {
                 self.queue_for_lease(at, peer);
             }
         }
-        self.again.insert(at);
+        if waiting > TURNS {
+            self.again.insert(at);
+        }
     }
 
     /// Those whose turns ran out, and those that had to wait.
@@ -114,7 +122,24 @@ impl Cluster {
     /// Without a lease, or far through what it has.
     fn is_hungry(&self, at: u32, peer: u32) -> bool {
         let fetcher = self.seen(at).and_then(|task| task.fetchers.get(&peer));
-        fetcher.is_none_or(|fetcher| fetcher.left <= (fetcher.run / 2).max(fetcher.connections))
+        fetcher.is_none_or(|fetcher| fetcher.left <= (fetcher.run / 2).max(self.requests(at, peer)))
+    }
+
+    /// Requests to the origin that a holder of leases makes at once.
+    fn requests(&self, at: u32, peer: u32) -> u32 {
+        let told = self.seen_entry(at, peer).map_or(0, |entry| u32::from(entry.requests));
+        let connections = || self.seen(at).and_then(|task| task.fetchers.get(&peer)).map_or(1, |own| own.connections);
+        if told > 0 { told } else { connections() }
+    }
+
+    /// A report came, with these pieces from the origin.
+    pub(super) fn stepped(&mut self, at: u32, peer: u32, fetched: &[super::DigestRun]) {
+        let Some(fetcher) = self.task(at).and_then(|task| task.fetchers.get_mut(&peer)) else { return };
+        let pieces = fetched.iter().map(|run| u32::try_from(run.digests.len()).unwrap_or(u32::MAX));
+        match pieces.fold(0, u32::saturating_add) {
+            0 => {}
+            step => fetcher.step = Some(step),
+        }
     }
 
     /// First again: its turn was for nothing.
@@ -140,6 +165,7 @@ impl Cluster {
     fn grant(&mut self, now: Duration, at: u32, peer: u32) -> bool {
         let window = self.window(at, peer);
         let at_once = (self.options.origin_connections / self.options.peer_connections.max(1)).max(1);
+        let requests = self.requests(at, peer);
         let Some(task) = self.task(at) else { return false };
         if task.can_fetch <= 1 {
             let mut granted = false;
@@ -152,7 +178,10 @@ impl Cluster {
         }
         let sharing = task.can_fetch.min(at_once);
         let free = task.free.count_within(&window, MAX_RUN * ROUNDS * sharing);
-        let enough = u32::try_from(ENOUGH * u64::from(task.pieces) / task.len.max(1)).unwrap_or(MAX_RUN);
+        let enough = match task.fetchers.get(&peer).and_then(|fetcher| fetcher.step) {
+            Some(step) => step.saturating_mul(STEPS).max(requests),
+            None => u32::try_from(ENOUGH * u64::from(task.pieces) / task.len.max(1)).unwrap_or(MAX_RUN),
+        };
         let most = free.div_ceil(sharing).min(enough.max(free / (sharing * ROUNDS))).clamp(1, MAX_RUN);
         match task.free.take_within(&window, most) {
             Some(run) => self.lease(now, at, peer, run),
@@ -198,11 +227,12 @@ impl Cluster {
     fn tail(&self, id: u64, window: &[Range<u32>]) -> Option<Range<u32>> {
         let lease = self.leases.get(&id)?;
         let entry = self.seen_entry(lease.task, lease.peer)?;
-        let connections = self.seen(lease.task)?.fetchers.get(&lease.peer)?.connections;
         let task = self.seen(lease.task)?;
+        let step = task.fetchers.get(&lease.peer)?.step;
         let piece_len = task.len.div_ceil(u64::from(task.pieces.max(1))).max(1);
         let pieces = |bytes: u64| u32::try_from(bytes / piece_len).unwrap_or(u32::MAX).max(1);
-        let begun = connections.saturating_mul(pieces(REQUEST)).saturating_add(pieces(UNREPORTED));
+        let unreported = step.map_or(pieces(UNREPORTED), |step| step.saturating_mul(2));
+        let begun = self.requests(lease.task, lease.peer).saturating_mul(pieces(REQUEST)).saturating_add(unreported);
         let begun = entry.have.after_last(lease.start..lease.end).saturating_add(begun);
         let within = window.iter().find(|part| part.contains(&(lease.end - 1)))?;
         let tail = begun.max(within.start)..lease.end;

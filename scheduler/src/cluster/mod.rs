@@ -144,6 +144,7 @@ pub struct Progress {
     pub gone: bool,
     pub digests: Vec<DigestRun>,
     pub alive: Vec<u64>,
+    pub requests: u32,
 }
 
 /// What a peer is told.

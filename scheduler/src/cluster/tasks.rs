@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) peer: u32,
     pub(super) held: u32,
     pub(super) connections: u8,
+    /// Requests to the origin that it makes at once; 0: not told.
+    pub(super) requests: u8,
     pub(super) wants: bool,
     pub(super) can_fetch: bool,
     pub(super) complete: bool,
@@ -55,6 +57,8 @@ pub(super) struct Fetcher {
     pub(super) left: u32,
     /// Pieces of its newest lease.
     pub(super) run: u32,
+    /// Pieces that it fetched between its last two reports.
+    pub(super) step: Option<u32>,
     /// Taken out of the budget of `host`.
     pub(super) connections: u32,
     pub(super) host: Option<Arc<str>>,

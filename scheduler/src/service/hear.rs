@@ -148,6 +148,7 @@ fn progress(message: proto::Progress) -> Result<Vec<Event>, Invalid> {
             gone: changed.gone,
             digests: changed.digests.iter().map(digests).collect::<Result<_, _>>()?,
             alive: changed.alive,
+            requests: changed.requests,
         }))
     });
     tasks.chain([Ok(Event::Load { uploads: message.uploads })]).collect()

@@ -16,6 +16,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const TELL_EVERY: Duration = Duration::from_millis(50);
 /// Under a scheduler a run is at most this part of the task: others come a moment later and want their share.
 const LED_SHARE: u64 = 256;
+/// Runs at the start there, for the same reason; one more with each piece done as long as nobody else is there.
+const LED_FIRST_RUNS: usize = 2;
 /// For a piece that a link has a reader waits so many times longer before it is fetched without a lease.
 const LINKED_PATIENCE: u32 = 4;
 /// Pieces that a reader is about to need: asked for before rarer ones.
@@ -37,6 +39,9 @@ impl Free for Unclaimed<'_> {
 impl Download {
     pub(super) fn led(&mut self, now: Duration, leader: Leader) {
         self.leases.lead(now, leader);
+        if !matches!(leader, Leader::None) && self.next_run == 0 {
+            self.limit = self.limit.min(LED_FIRST_RUNS);
+        }
         // A new leader gives to others what runs here without its knowledge.
         if matches!(leader, Leader::New) {
             self.trim_unleased();

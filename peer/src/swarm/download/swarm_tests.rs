@@ -109,7 +109,8 @@ fn what_links_have_is_asked_of_them_once_its_digest_is_known_and_not_of_the_orig
     download.handle(NOW, Event::Leased { lease: 1, pieces: 4..8 });
     let before = drain(&mut download, NOW);
     assert!(asked(&before).is_empty());
-    assert_eq!(fetched(&before), (4..8).collect(), "nobody can verify what the link has");
+    // A few at a time: others wait for them.
+    assert_eq!(fetched(&before), (4..6).collect(), "nobody can verify what the link has");
     download.handle(NOW, Event::Known { pieces: 0..4 });
     let after: BTreeSet<u32> = asked(&drain(&mut download, NOW)).into_iter().map(|(_, piece)| piece).collect();
     assert!(!after.is_empty() && after.is_subset(&(0..4).collect()), "{after:?}");

@@ -164,7 +164,8 @@ pub(super) fn millis(told: u32, least: Duration) -> Duration {
 
 /// Several entries where one would be too long. What is gone comes first: what was added came after.
 fn task_progress(task: &TaskId, changes: Changes) -> Vec<proto::TaskProgress> {
-    let entry = || proto::TaskProgress { task: name(task), len: changes.len, ..Default::default() };
+    let entry =
+        || proto::TaskProgress { task: name(task), len: changes.len, requests: changes.requests, ..Default::default() };
     let mut entries = Vec::new();
     if changes.gone {
         entries.push(proto::TaskProgress { gone: true, ..entry() });

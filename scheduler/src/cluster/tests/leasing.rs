@@ -81,9 +81,25 @@ fn what_a_peer_does_not_need_goes_to_another_and_not_back_to_it_before_it_wants_
     cluster.tick(at(60));
     assert_eq!(leases(&drain(&mut cluster), a), [(1, 0..100)]);
     cluster.handle(at(100), b, want(true));
-    assert_eq!(leases(&drain(&mut cluster), b), [(2, 0..32)]);
+    assert_eq!(leases(&drain(&mut cluster), b), [(2, 0..16)]);
     cluster.handle(at(101), a, want(true));
-    assert_eq!(leases(&drain(&mut cluster), a), [(3, 32..64)]);
+    assert_eq!(leases(&drain(&mut cluster), a), [(3, 16..32)]);
+}
+
+#[test]
+fn what_a_slow_peer_has_not_begun_goes_to_an_idle_one() {
+    let mut cluster = Cluster::new(Options::default());
+    let (a, b) = (cluster.connect(info(0)), cluster.connect(info(1)));
+    cluster.handle(at(0), a, want(true));
+    cluster.handle(at(1), a, added(vec![0..84]));
+    drain(&mut cluster);
+    // One piece since the last report, and one request under way: at most three more pieces are begun.
+    let digests = vec![DigestRun { first: 84, digests: vec![[1; 32]] }];
+    let progress = Progress { task: TASK, len: LEN, added: vec![84..85], digests, requests: 1, ..Progress::default() };
+    cluster.handle(at(100), a, Event::Progress(progress));
+    cluster.handle(at(101), b, want(true));
+    let told = drain(&mut cluster);
+    assert_eq!((leases(&told, a), leases(&told, b)), (vec![(1, 0..94)], vec![(2, 94..100)]));
 }
 
 #[test]
@@ -124,7 +140,7 @@ fn what_only_a_peer_without_a_session_holds_is_leased_to_others_within_seconds()
     assert_eq!(leases(&drain(&mut cluster), b), []);
     cluster.handle(at(3), a, Event::Gone);
     cluster.tick(at(3_010));
-    assert_eq!(leases(&drain(&mut cluster), b), [(2, 0..32)]);
+    assert_eq!(leases(&drain(&mut cluster), b), [(2, 0..16)]);
     // It comes back and names what it holds: nothing is left to fetch.
     let again = cluster.connect(info(0));
     cluster.handle(at(3_100), again, Event::InventoryStart);

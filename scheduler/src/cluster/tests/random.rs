@@ -128,7 +128,7 @@ fn event() -> impl Strategy<Value = Event> {
             |(task, added, lost, digests, what)| {
                 let lost = if what < 4 { lost } else { vec![] };
                 let (complete, gone) = (what == 5, what == 6);
-                Event::Progress(Progress { task, len: LEN, added, lost, digests, complete, gone, alive: vec![] })
+                Event::Progress(Progress { task, len: LEN, added, lost, digests, complete, gone, alive: vec![], requests: 0 })
             }
         ),
         1 => Just(Event::Gone),
