@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::pieces::{Bits, tidied, without};
 use super::sessions::Check;
-use super::tasks::Task;
+use super::tasks::{Owes, Task};
 use super::{Cluster, Progress, TaskName};
 
 /// Peers whose scheduler has restarted are back after this; until then what they hold is not known, and pieces of tasks
@@ -48,7 +48,7 @@ impl Cluster {
         }
         let Some(at) = self.enter(peer, &progress.task, progress.len) else { return };
         if let Some(entry) = self.entry(at, peer) {
-            entry.unconfirmed = false;
+            entry.owes.set(Owes::HOLDINGS, false);
             if progress.requests > 0 {
                 entry.requests = u8::try_from(progress.requests).unwrap_or(u8::MAX);
             }
@@ -93,7 +93,7 @@ impl Cluster {
             task.settled = settled;
         }
         let Some(entry) = self.entry(at, peer) else { return };
-        entry.unconfirmed = false;
+        entry.owes.set(Owes::HOLDINGS, false);
         if complete {
             self.complete(now, at, peer);
         } else {
@@ -238,15 +238,15 @@ impl Cluster {
         }
         for at in self.tasks_of(peer) {
             if let Some(entry) = self.entry(at, peer) {
-                entry.unconfirmed = entry.held > 0;
-                entry.unsaid = entry.wants;
+                entry.owes.set(Owes::HOLDINGS, entry.held > 0);
+                entry.owes.set(Owes::WANT, entry.wants);
             }
         }
     }
 
     pub(super) fn inventory_end(&mut self, now: Duration, peer: u32) {
         for at in self.tasks_of(peer) {
-            if self.entry(at, peer).is_some_and(|entry| std::mem::take(&mut entry.unconfirmed)) {
+            if self.entry(at, peer).is_some_and(|entry| entry.owes.settle(Owes::HOLDINGS)) {
                 self.lose_all(at, peer);
                 self.put_away(now, at, peer);
                 self.lease_out(now, at);

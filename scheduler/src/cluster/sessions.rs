@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cluster;
+use super::tasks::Owes;
 
 /// What is looked after at a set time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +62,7 @@ impl Cluster {
             return;
         }
         for at in self.tasks_of(peer) {
-            if self.seen_entry(at, peer).is_some_and(|entry| entry.unsaid)
+            if self.seen_entry(at, peer).is_some_and(|entry| entry.owes.has(Owes::WANT))
                 && let Some(name) = self.seen(at).map(|task| task.id)
             {
                 self.unwant(now, peer, &name);

@@ -29,12 +29,35 @@ pub(super) struct Entry {
     pub(super) complete: bool,
     /// In the task's `waiting`.
     pub(super) queued: bool,
-    /// Not named by the inventory that is coming in.
-    pub(super) unconfirmed: bool,
-    /// Wanted in a session before this one, and not yet in this one.
-    pub(super) unsaid: bool,
+    pub(super) owes: Owes,
     /// To be linked up again soon: it has few links.
     pub(super) poor: bool,
+}
+
+/// What a peer that came back has still to say again; one byte, as 100,000 peers have one each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Owes(u8);
+
+impl Owes {
+    /// Not named by the inventory that is coming in.
+    pub(super) const HOLDINGS: u8 = 1;
+    /// Wanted in a session before this one, and not yet in this one.
+    pub(super) const WANT: u8 = 2;
+
+    pub(super) fn set(&mut self, what: u8, owed: bool) {
+        self.0 = if owed { self.0 | what } else { self.0 & !what };
+    }
+
+    pub(super) fn has(self, what: u8) -> bool {
+        self.0 & what != 0
+    }
+
+    /// Whether it was owed until now.
+    pub(super) fn settle(&mut self, what: u8) -> bool {
+        let owed = self.has(what);
+        self.set(what, false);
+        owed
+    }
 }
 
 /// A run leased to a peer.

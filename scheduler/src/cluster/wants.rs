@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::pieces::{tidied, without};
+use super::tasks::Owes;
 use super::{Cluster, Directive, TaskName};
 
 /// Runs of a window that a peer may name.
@@ -33,7 +34,7 @@ impl Cluster {
         let can_fetch = wanting.can_fetch && task.host.is_some();
         let Some(entry) = self.entry(at, peer) else { return };
         let (new, could) = (!entry.wants, entry.can_fetch);
-        let again = std::mem::take(&mut entry.unsaid);
+        let again = entry.owes.settle(Owes::WANT);
         entry.wants = true;
         entry.can_fetch = can_fetch;
         entry.connections = u8::try_from(wanting.connections).unwrap_or(u8::MAX);
@@ -68,7 +69,7 @@ impl Cluster {
     pub(super) fn stop_wanting(&mut self, at: u32, peer: u32) {
         let Some(entry) = self.entry(at, peer) else { return };
         let wanted = std::mem::take(&mut entry.wants);
-        entry.unsaid = false;
+        entry.owes.set(Owes::WANT, false);
         if let Some(task) = self.task(at) {
             task.wanters -= u32::from(wanted);
             task.windows.remove(&peer);
