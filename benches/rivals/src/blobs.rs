@@ -59,7 +59,7 @@ impl Stage {
     }
 
     /// Writes and deletes as much as is about to be written. In a virtual machine the first write into a page that the host has not
-    /// backed costs ten times the next one. The store takes no file that is already there, so this is the most that it can be given.
+    /// backed costs six times the next one. The store takes no file that is already there, so this is the most that it can be given.
     fn warm(&self) {
         let path = self.dir.path().join("warm");
         let mut file = File::create(&path).unwrap();

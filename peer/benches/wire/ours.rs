@@ -125,7 +125,7 @@ async fn fetch_all(stage: &Stage, options: Options, address: SocketAddr, pieces:
 }
 
 /// Has the file's page cache there before the clock starts. In a virtual machine the first write into a page that the host has not
-/// backed costs ten times the next one: 1.7 CPU-s/GB where this was written, more than everything else together.
+/// backed costs six times the next one: 1.7 CPU-s/GB where this was written, more than everything else together.
 fn warm(held: &Held) {
     let chunk = vec![0; 1 << 20];
     for at in (0..held.meta.layout.len()).step_by(chunk.len()) {

@@ -132,7 +132,7 @@ fn rates(arguments: &Arguments, nodes: usize) -> [f64; 2] {
 
 /// As much memory as the run will fill, written and held until the clients start.
 ///
-/// In a virtual machine the first write into memory that the host has not backed yet costs ten times the next one, and a guest that
+/// In a virtual machine the first write into memory that the host has not backed yet costs six times the next one, and a guest that
 /// reports its free pages loses them again within a second. What the nodes reserve when their downloads start has to be in use until
 /// then, or the run measures the host.
 fn warm_up(arguments: &Arguments, nodes: usize) -> Result<File> {
