@@ -61,8 +61,8 @@ pub type Reading = ReaderGuard;
 /// Downloads under way, by task.
 pub struct Tasks {
     running: Mutex<HashMap<TaskId, Arc<Running>>>,
-    /// Tasks whose bytes were wrong, and until when only the whole of them is served.
-    wrong: Mutex<HashMap<TaskId, Instant>>,
+    /// Tasks whose bytes were wrong, until when only the whole of them is served, and how often.
+    wrong: Mutex<HashMap<TaskId, (Instant, u32)>>,
     max: usize,
 }
 
@@ -82,7 +82,7 @@ pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
     }
     // A name without a hash has no id before the origin's answer tells its validator.
     let id = identity.task_id(None);
-    if head.get("range").is_some() && id.is_some_and(|id| node.tasks.was_wrong(&id)) {
+    if head.get("range").is_some() && id.is_some_and(|id| node.tasks.was_wrong(&id) > 0) {
         return Found::Refused("parts of this file that were sent before were wrong: download it anew, and whole");
     }
     let held = id.and_then(|id| node.store.get(&id));
@@ -247,7 +247,8 @@ fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
         links: shard.links.borrow().clone(),
         metrics: Arc::clone(&node.metrics),
         host: origin_host(&first.request),
-        alone: node.tasks.was_wrong(&held.meta.id),
+        // Once the cluster reads it again together; what is wrong after that, this node reads for itself.
+        alone: node.tasks.was_wrong(&held.meta.id) > 1,
     });
     driver::start(held, Arc::clone(&node.origin), shard.pool.clone(), first, sharing, options)
 }
@@ -283,8 +284,15 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
         Status::Failed(error) => {
             node.metrics.task_failed();
             tracing::warn!(task = %held.meta.id, label, from_origin, %error, "peer task failed");
-            if matches!(*error, DownloadError::Changed(_)) {
-                node.store.remove(&held.meta.id);
+            match *error {
+                DownloadError::Changed(_) => drop(node.store.remove(&held.meta.id)),
+                DownloadError::Refuted => {
+                    held.set_verdict(Verdict::Mismatch);
+                    node.tasks.note_wrong(held.meta.id);
+                    node.metrics.verification_failure(Party::Peer);
+                    node.store.remove(&held.meta.id);
+                }
+                _ => {}
             }
         }
         Status::Stopped | Status::Running => {
@@ -303,6 +311,11 @@ fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
     node.tasks.note_wrong(held.meta.id);
     node.metrics.verification_failure(party);
     node.metrics.task_failed();
+    if verdict == Verdict::Mismatch
+        && let Some(cluster) = &node.cluster
+    {
+        cluster.exchange.wrong(held.meta.id);
+    }
     node.store.remove(&held.meta.id);
     tracing::error!(
         task = %held.meta.id, label = held.meta.label, blamed = ?party,
@@ -348,15 +361,17 @@ impl Tasks {
     /// A client that put the file together from ranges may hold a wrong one, and ask only for the rest of the others.
     fn note_wrong(&self, id: TaskId) {
         let (mut wrong, now) = (self.wrong.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-        wrong.retain(|_, until| *until > now);
+        wrong.retain(|_, (until, _)| *until > now);
         if wrong.len() < limits::WRONG_TASKS {
-            wrong.insert(id, now + limits::WHOLE_ONLY);
+            let (until, times) = wrong.entry(id).or_insert((now, 0));
+            (*until, *times) = (now + limits::WHOLE_ONLY, *times + 1);
         }
     }
 
-    fn was_wrong(&self, id: &TaskId) -> bool {
+    /// How often of late.
+    fn was_wrong(&self, id: &TaskId) -> u32 {
         let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        wrong.get(id).is_some_and(|until| *until > Instant::now())
+        wrong.get(id).filter(|(until, _)| *until > Instant::now()).map_or(0, |(_, times)| *times)
     }
 
     fn forget(&self, id: &TaskId, running: &Arc<Running>) {

@@ -52,6 +52,12 @@ pub(super) struct Job {
     pub(super) added: Vec<u32>,
     pub(super) fetched: Vec<u32>,
     pub(super) gone: bool,
+    /// What goes was complete, and wrong.
+    pub(super) wrong: bool,
+    /// Pieces that came from peers.
+    pub(super) from_peers: Vec<bool>,
+    /// Times that it was wrong.
+    pub(super) mismatches: u32,
     pub(super) alive_at: Duration,
     /// Not yet told to followers.
     pub(super) fresh: Vec<u32>,
@@ -78,6 +84,9 @@ impl Job {
             added: Vec::new(),
             fetched: Vec::new(),
             gone: false,
+            wrong: false,
+            from_peers: vec![false; pieces],
+            mismatches: 0,
             alive_at: Duration::ZERO,
             fresh: Vec::new(),
             have_due: false,
@@ -99,8 +108,18 @@ impl Job {
     /// The process is gone; the disk stays.
     pub(super) fn stop(&mut self) {
         let held = std::mem::take(&mut self.held);
-        let (alone, next_link) = (self.alone, self.next_link);
-        *self = Self { held, alone, next_link, ..Self::new(self.layout.len()) };
+        let (alone, mismatches, next_link) = (self.alone, self.mismatches, self.next_link);
+        *self = Self { held, alone, mismatches, next_link, ..Self::new(self.layout.len()) };
+    }
+
+    /// Nothing of it is on disk any more; whether the node believes no peer from now on.
+    pub(super) fn drop_wrong(&mut self, complete: bool) {
+        self.held.fill(NOTHING);
+        self.from_peers.fill(false);
+        (self.added, self.fetched, self.fresh) = (Vec::new(), Vec::new(), Vec::new());
+        (self.gone, self.wrong) = (true, complete);
+        self.mismatches += 1;
+        self.alone = self.mismatches > 1;
     }
 
     pub(super) fn has(&self, piece: u32) -> bool {
@@ -128,7 +147,8 @@ impl Job {
         let len = self.layout.len();
         let mut events = Vec::new();
         if std::mem::take(&mut self.gone) {
-            events.push(Event::Progress(Progress { task, len, gone: true, ..Progress::default() }));
+            let wrong = std::mem::take(&mut self.wrong);
+            events.push(Event::Progress(Progress { task, len, gone: true, wrong, ..Progress::default() }));
         }
         let mut alive = Vec::new();
         if !self.runs.is_empty() && now >= self.alive_at + alive_every {

@@ -196,6 +196,11 @@ pub enum Event {
         /// Which one.
         piece: u32,
     },
+    /// A piece that is held was verified with a digest that was wrong.
+    Refuted {
+        /// Which one.
+        piece: u32,
+    },
     /// A piece that was asked for came, verified and durable.
     PeerPiece {
         /// From whom.
@@ -308,6 +313,8 @@ pub enum Reason {
     Changed,
     /// The disk failed.
     Disk,
+    /// A piece of a peer is not what the origin has.
+    Refuted,
 }
 
 /// The state of one download.
@@ -435,6 +442,7 @@ impl Download {
             }
             Event::Known { pieces } => self.links.known(pieces),
             Event::Disputed { piece } => self.links.disputed(piece),
+            Event::Refuted { .. } => self.fail(Reason::Refuted),
             Event::PeerPiece { link, piece } => {
                 let bytes = self.layout.bytes_of(piece);
                 self.answered(now, link, piece, Some(bytes.end - bytes.start));

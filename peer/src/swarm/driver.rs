@@ -91,6 +91,9 @@ pub enum DownloadError {
     /// The store does not take the bytes.
     #[error("{0}")]
     Store(#[source] Arc<StoreError>),
+    /// A piece came from a peer with a digest that turned out wrong: drop the task and begin anew.
+    #[error("a piece that a peer sent is not what the origin has")]
+    Refuted,
 }
 
 impl DownloadError {
@@ -98,7 +101,7 @@ impl DownloadError {
     pub fn origin_error(&self) -> Option<&Arc<OriginError>> {
         match self {
             Self::Forbidden(error) | Self::Origin(error) | Self::Changed(error) => Some(error),
-            Self::Store(_) => None,
+            Self::Store(_) | Self::Refuted => None,
         }
     }
 }
@@ -561,6 +564,7 @@ impl Driver {
             (Reason::Disk, Some(error)) => DownloadError::Store(Arc::clone(error)),
             (Reason::Credentials, _) => DownloadError::Forbidden(self.blamed()),
             (Reason::Changed, _) => DownloadError::Changed(self.blamed()),
+            (Reason::Refuted, _) => DownloadError::Refuted,
             (Reason::Exhausted | Reason::Refused | Reason::Disk, _) => DownloadError::Origin(self.blamed()),
         }
     }

@@ -30,6 +30,8 @@ const MAX_SAID: usize = 16_384;
 const MAX_TOLD: usize = 16_384;
 /// So many pieces are worth a report of their own: leases and digests of others wait for it.
 const MANY_PIECES: usize = 4;
+/// And so is the first one after this time without a report: somebody may wait for a small file.
+const QUIET: Duration = Duration::from_millis(100);
 /// Hosts that are paused at once.
 const MAX_PAUSED: usize = 256;
 
@@ -174,6 +176,8 @@ pub struct Changes {
     pub digests: Vec<(u32, [u8; 32])>,
     /// Nothing is held any more.
     pub gone: bool,
+    /// What was held did not have the SHA-256 in its name.
+    pub wrong: bool,
     /// Leases that moved though no piece completed.
     pub alive: HashSet<u64>,
     /// Requests to the origin at once.
@@ -195,13 +199,15 @@ pub struct Exchange {
     pub uploads: AtomicU32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     members: HashMap<TaskId, Arc<Inbox>>,
     wants: HashMap<TaskId, Want>,
     said: VecDeque<Said>,
     changed: HashMap<TaskId, Changes>,
     pieces: usize,
+    /// When changes were last taken.
+    reported: Instant,
     paused: HashMap<String, Instant>,
 }
 
@@ -222,7 +228,7 @@ pub struct Membership {
 impl Default for Exchange {
     fn default() -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(State::new()),
             said: Notify::new(),
             changed: Notify::new(),
             standing: watch::Sender::new(Standing::Never),
@@ -268,14 +274,24 @@ impl Exchange {
 
     /// A piece came to be held; its digest where it came from the origin.
     pub fn held(&self, task: TaskId, len: u64, piece: u32, digest: Option<[u8; 32]>) {
+        self.add(task, len, piece, digest, None);
+    }
+
+    /// A piece came from the origin, to which so many requests are made at once.
+    pub fn fetched(&self, task: TaskId, len: u64, piece: u32, digest: [u8; 32], requests: u32) {
+        self.add(task, len, piece, Some(digest), Some(requests));
+    }
+
+    fn add(&self, task: TaskId, len: u64, piece: u32, digest: Option<[u8; 32]>, requests: Option<u32>) {
         let mut state = self.state();
         if let Some(changes) = state.changes_of(task) {
             changes.len = len;
             changes.added.push(piece);
             changes.digests.extend(digest.map(|digest| (piece, digest)));
+            changes.requests = requests.unwrap_or(changes.requests);
         }
         state.pieces += 1;
-        if state.pieces >= MANY_PIECES {
+        if state.pieces >= MANY_PIECES || state.reported.elapsed() >= QUIET {
             self.changed.notify_one();
         }
     }
@@ -288,14 +304,14 @@ impl Exchange {
         });
     }
 
-    /// So many requests to the origin are made at once. Told with the next change.
-    pub fn requests(&self, task: TaskId, requests: u32) {
-        self.change(task, |changes| changes.requests = requests);
-    }
-
     /// The task left the store.
     pub fn gone(&self, task: TaskId) {
-        self.change(task, |changes| *changes = Changes { gone: true, ..Changes::default() });
+        self.change(task, |changes| *changes = Changes { gone: true, wrong: changes.wrong, ..Changes::default() });
+    }
+
+    /// All pieces had their digests, and the whole has not the SHA-256 in its name. Told when the task is gone.
+    pub fn wrong(&self, task: TaskId) {
+        self.change(task, |changes| changes.wrong = true);
     }
 
     /// Whether an origin asked the cluster to be left alone, and until when.
@@ -341,8 +357,11 @@ impl Exchange {
     /// Takes the changes since the last call.
     pub fn changes(&self) -> HashMap<TaskId, Changes> {
         let mut state = self.state();
-        state.pieces = 0;
-        std::mem::take(&mut state.changed)
+        let changed = std::mem::take(&mut state.changed);
+        if !changed.is_empty() {
+            (state.pieces, state.reported) = (0, Instant::now());
+        }
+        changed
     }
 
     /// What is wanted now: to be said after a reconnection. What was said before and not taken is dropped.
@@ -379,6 +398,18 @@ impl Exchange {
 }
 
 impl State {
+    fn new() -> Self {
+        Self {
+            members: HashMap::new(),
+            wants: HashMap::new(),
+            said: VecDeque::new(),
+            changed: HashMap::new(),
+            pieces: 0,
+            reported: Instant::now(),
+            paused: HashMap::new(),
+        }
+    }
+
     fn changes_of(&mut self, task: TaskId) -> Option<&mut Changes> {
         let room = self.changed.len() < MAX_CHANGED || self.changed.contains_key(&task);
         room.then(|| self.changed.entry(task).or_default())

@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     collections::HashMap,
+    ops::Range,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -50,9 +51,11 @@ pub(super) struct Share {
     reporter: mpsc::Sender<Report>,
     parents: HashMap<PeerId, Parenthood>,
     links: HashMap<LinkId, Rc<Link>>,
-    fetches: HashMap<(LinkId, u32), Rc<Stop>>,
+    fetches: HashMap<(LinkId, u32), Asked>,
     next_link: Rc<Cell<u64>>,
     digests: Vec<Option<[u8; 32]>>,
+    /// Pieces that came from peers, and the digests with which they were verified.
+    from_peers: HashMap<u32, [u8; 32]>,
     epoch: Option<u64>,
     alive: HashMap<u64, Instant>,
 }
@@ -60,6 +63,11 @@ pub(super) struct Share {
 struct Parenthood {
     task: AbortHandle,
     current: Rc<Cell<Option<LinkId>>>,
+}
+
+struct Asked {
+    stop: Rc<Stop>,
+    digest: [u8; 32],
 }
 
 /// What became of a piece that a peer was asked for.
@@ -78,6 +86,7 @@ impl Share {
             fetches: HashMap::new(),
             next_link: Rc::default(),
             digests,
+            from_peers: HashMap::new(),
             epoch: None,
             alive: HashMap::new(),
         }
@@ -102,7 +111,8 @@ impl Share {
                 for (piece, digest) in (first..end).zip(digests) {
                     self.digests[piece as usize] = Some(digest);
                 }
-                vec![Event::Known { pieces: first..end }]
+                let refuted = self.refuted(first..end);
+                std::iter::once(Event::Known { pieces: first..end }).chain(refuted).collect()
             }
             Told::Disputed(piece) => {
                 self.digests.get_mut(piece as usize).into_iter().for_each(|digest| *digest = None);
@@ -171,7 +181,7 @@ impl Share {
         let digest = self.digests.get(piece as usize).copied().flatten();
         let (Some(link), Some(digest)) = (self.links.get(&id).cloned(), digest) else { return false };
         let stop = Rc::new(Stop::default());
-        self.fetches.insert((id, piece), Rc::clone(&stop));
+        self.fetches.insert((id, piece), Asked { stop: Rc::clone(&stop), digest });
         let tools = Rc::clone(tools);
         tokio_uring::spawn(async move {
             let moved = Cell::new(0);
@@ -185,13 +195,13 @@ impl Share {
     }
 
     pub(super) fn stop(&self, link: LinkId, piece: u32) {
-        if let Some(stop) = self.fetches.get(&(link, piece)) {
-            stop.set();
+        if let Some(asked) = self.fetches.get(&(link, piece)) {
+            asked.stop.set();
         }
     }
 
     pub(super) fn stop_all(&self) {
-        self.fetches.values().for_each(|stop| stop.set());
+        self.fetches.values().for_each(|asked| asked.stop.set());
     }
 
     pub(super) fn is_fetching(&self) -> bool {
@@ -204,14 +214,16 @@ impl Share {
 
     /// How a piece came, or did not; a peer that lied, or is none, is blamed and parted from.
     pub(super) fn fetched(&mut self, link: LinkId, peer: &PeerId, piece: u32, result: &Fetched) -> Vec<Event> {
-        self.fetches.remove(&(link, piece));
+        let asked = self.fetches.remove(&(link, piece));
         let failed = Event::PeerFailed { link, piece };
         match result {
             Ok(bytes) => {
                 self.sharing.metrics.received(Source::Peers, *bytes);
                 let (task, len) = (self.held.meta.id, self.held.meta.layout.len());
                 self.sharing.exchange.held(task, len, piece, None);
-                vec![Event::PeerPiece { link, piece }]
+                self.from_peers.extend(asked.map(|asked| (piece, asked.digest)));
+                let refuted = self.refuted(piece..piece + 1);
+                std::iter::once(Event::PeerPiece { link, piece }).chain(refuted).collect()
             }
             Err(FetchError::Blamed(blame)) => {
                 tracing::warn!(%peer, piece, task = %self.held.meta.id, "{blame}: parted from it");
@@ -233,11 +245,20 @@ impl Share {
         }
     }
 
+    /// A piece that was verified with a digest which is another one now: somebody lied, and was believed.
+    fn refuted(&self, pieces: Range<u32>) -> Option<Event> {
+        let is_refuted = |piece: &u32| {
+            let used = self.from_peers.get(piece);
+            used.is_some_and(|used| self.digests[*piece as usize].is_some_and(|known| known != *used))
+        };
+        pieces.into_iter().find(is_refuted).map(|piece| Event::Refuted { piece })
+    }
+
     /// A piece came from the origin, one of `requests` that are under way.
     pub(super) fn piece_done(&self, piece: u32, digest: [u8; 32], requests: usize) {
         let (task, len) = (self.held.meta.id, self.held.meta.layout.len());
-        self.sharing.exchange.held(task, len, piece, Some(digest));
-        self.sharing.exchange.requests(task, u32::try_from(requests).unwrap_or(u32::MAX));
+        let requests = u32::try_from(requests).unwrap_or(u32::MAX);
+        self.sharing.exchange.fetched(task, len, piece, digest, requests);
     }
 
     /// Bytes came from the origin under a lease.

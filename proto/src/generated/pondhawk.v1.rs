@@ -201,6 +201,9 @@ pub struct TaskProgress {
     /// Requests to the origin that the peer now makes at once for the task, of Want.connections. 0: not told.
     #[prost(uint32, tag = "9")]
     pub requests: u32,
+    /// With gone: each piece had its digest, and the whole did not have the SHA-256 in its name. Somebody's digest is wrong.
+    #[prost(bool, tag = "10")]
+    pub wrong: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DigestRun {

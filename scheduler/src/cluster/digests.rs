@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::disputes::Dispute;
+use super::doubts::Doubts;
 use super::pieces::{Bits, without};
 use super::{Cluster, Directive};
 
@@ -26,6 +27,8 @@ pub const CHUNK: u32 = 1_024;
 const BYTES: usize = 32 + 4 + 32;
 /// A new digest is told this much later for each peer that wants it, so that a big crowd is told of many at once.
 const PATIENCE: Duration = Duration::from_micros(10);
+/// The first one after this long is told at once.
+const QUIET: Duration = Duration::from_millis(50);
 /// But not later than this.
 const MAX_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,7 @@ pub(super) struct Digests {
     /// The next search is planned.
     seeking: bool,
     pub(super) disputes: Vec<Dispute>,
+    pub(super) doubts: Doubts,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,12 @@ struct Chunk {
 
 impl Digests {
     pub(super) fn of(&self, piece: u32) -> Option<(u32, [u8; 32])> {
-        let chunk = self.chunks.get(&(piece / CHUNK)).filter(|_| self.known.has(piece))?;
+        self.said(piece).filter(|_| self.known.has(piece))
+    }
+
+    /// The same of a piece whose digest is doubted, too.
+    pub(super) fn said(&self, piece: u32) -> Option<(u32, [u8; 32])> {
+        let chunk = self.chunks.get(&(piece / CHUNK))?;
         let at = (piece % CHUNK) as usize;
         Some((chunk.reporters[at], chunk.values[at]))
     }
@@ -104,6 +113,12 @@ impl Digests {
         if let Some(chunk) = self.chunks.get_mut(&(piece / CHUNK)) {
             chunk.told = None;
         }
+    }
+
+    /// Nothing is known any more, though what was said is kept; the pieces that it was said of.
+    pub(super) fn void_all(&mut self) -> Bits {
+        self.chunks.values_mut().for_each(|chunk| chunk.told = None);
+        std::mem::take(&mut self.known)
     }
 
     fn forget(&mut self) {
@@ -158,6 +173,10 @@ impl Cluster {
     pub(super) fn report_digests(&mut self, now: Duration, at: u32, peer: u32, run: &DigestRun) {
         for (piece, digest) in (run.first..).zip(&run.digests) {
             let Some(task) = self.seen(at).filter(|task| piece < task.pieces) else { return };
+            if task.digests.doubts.pieces.has(piece) {
+                self.read_again(now, at, peer, piece, *digest);
+                continue;
+            }
             if task.digests.is_disputed(piece) {
                 self.claim(now, at, peer, piece, *digest);
                 continue;
@@ -191,7 +210,7 @@ impl Cluster {
                 looks -= 1;
                 let Some(at) = self.digest_order.pop_front() else { return };
                 let Some(task) = self.task(at).filter(|task| task.digests.bytes() > 0) else { continue };
-                if at == newest || task.wanters > 0 && !wanted_too {
+                if at == newest || task.digests.doubts.any() || task.wanters > 0 && !wanted_too {
                     self.digest_order.push_back(at);
                     continue;
                 }
@@ -214,22 +233,36 @@ impl Cluster {
     /// What came since the last push, to all that want the task.
     pub(super) fn push_digests(&mut self, now: Duration) {
         for at in std::mem::take(&mut self.fresh) {
-            let Some(task) = self.task(at) else { continue };
-            let patience = PATIENCE.saturating_mul(task.wanters).min(MAX_PATIENCE);
-            if task.digests.pushed + patience > now {
+            if !self.push_task(now, at, Duration::ZERO) {
                 self.fresh.insert(at);
-                continue;
-            }
-            task.digests.pushed = now;
-            let fresh = task.digests.take_fresh(task.pieces);
-            let name = task.id;
-            let told: Vec<u32> = task.entries.iter().filter(|entry| entry.wants).map(|entry| entry.peer).collect();
-            for runs in fresh {
-                for &peer in &told {
-                    self.tell(peer, Directive::Digests { task: name, runs: Arc::clone(&runs) });
-                }
             }
         }
+    }
+
+    /// Between two ticks, of a task of which nothing was pushed lately.
+    pub(super) fn push_quiet(&mut self, now: Duration, at: u32) {
+        if self.fresh.contains(&at) && self.push_task(now, at, QUIET) {
+            self.fresh.remove(&at);
+        }
+    }
+
+    /// Not within `apart` of the last push, nor before a crowd's patience ends: false then.
+    fn push_task(&mut self, now: Duration, at: u32, apart: Duration) -> bool {
+        let Some(task) = self.task(at) else { return true };
+        let patience = PATIENCE.saturating_mul(task.wanters).min(MAX_PATIENCE);
+        if task.digests.pushed + patience.max(apart) > now {
+            return false;
+        }
+        task.digests.pushed = now;
+        let fresh = task.digests.take_fresh(task.pieces);
+        let name = task.id;
+        let told: Vec<u32> = task.entries.iter().filter(|entry| entry.wants).map(|entry| entry.peer).collect();
+        for runs in fresh {
+            for &peer in &told {
+                self.tell(peer, Directive::Digests { task: name, runs: Arc::clone(&runs) });
+            }
+        }
+        true
     }
 
     /// Asks a holder for the digests that are missing (after a restart nobody reports them by himself), and another one
@@ -272,6 +305,7 @@ impl Cluster {
         let task = self.seen(at)?;
         let mut known = task.digests.known.clone();
         known.join(&task.digests.asked_for);
+        known.join(&task.digests.doubts.pieces);
         let lacking = task.pieces - known.beyond(&Bits::default());
         let entries = task.entries.iter().cycle().skip(first).take(count.min(LOOK_AT)).filter(|entry| entry.held > 0);
         let new = |entry: &super::tasks::Entry| match entry.complete {
@@ -292,7 +326,9 @@ impl Cluster {
         };
         let mut missing: Vec<Range<u32>> =
             held.into_iter().flat_map(|run| task.digests.known.runs(run, false)).collect();
-        missing = missing.into_iter().flat_map(|run| task.digests.asked_for.runs(run, false)).collect();
+        for not in [&task.digests.asked_for, &task.digests.doubts.pieces] {
+            missing = missing.into_iter().flat_map(|run| not.runs(run, false)).collect();
+        }
         for (piece, _) in task.digests.disputed() {
             missing = without(&missing, &(piece..piece + 1));
         }

@@ -20,21 +20,27 @@ pub(super) struct Dispute {
 }
 
 /// Who says what.
-type Claim = (u32, [u8; 32]);
+pub(super) type Claim = (u32, [u8; 32]);
 
 impl Digests {
+    /// Whether what was said of the piece does not count.
     pub(super) fn is_disputed(&self, piece: u32) -> bool {
-        self.disputes.iter().any(|dispute| dispute.piece == piece)
+        self.doubts.pieces.has(piece) || self.disputes.iter().any(|dispute| dispute.piece == piece)
     }
 
-    /// The disputed pieces, and whether a peer is a party to each.
+    /// Whether there is any such piece.
+    pub(super) fn any_disputed(&self) -> bool {
+        self.doubts.any() || !self.disputes.is_empty()
+    }
+
+    /// The pieces on which peers disagree, and whether a peer is a party to each.
     pub(super) fn disputed(&self) -> impl Iterator<Item = (u32, impl Fn(u32) -> bool)> {
         self.disputes.iter().map(|dispute| (dispute.piece, |peer| dispute.claims.iter().any(|&(by, _)| by == peer)))
     }
 }
 
 impl Cluster {
-    /// The digest is void, and the piece is held by nobody until a third peer has fetched it; both parties fetch it again.
+    /// Somebody says otherwise than the first reporter.
     pub(super) fn dispute(&mut self, at: u32, second: u32, piece: u32, digest: [u8; 32]) {
         let Some(task) = self.task(at) else { return };
         let Some((first, known)) = task.digests.of(piece) else { return };
@@ -45,18 +51,26 @@ impl Cluster {
             self.take_back(at, piece, &[second]);
             return self.put_digest(at, second, piece, digest);
         }
-        let dropped = (task.digests.disputes.len() >= MAX_DISPUTES).then(|| task.digests.disputes.remove(0));
-        task.digests.disputes.push(Dispute { piece, claims: vec![(first, known), (second, digest)] });
-        if let Some(dropped) = dropped {
-            self.rehold(at, dropped.piece);
-        }
         if was_held {
             self.unhold(at, &(piece..piece + 1));
         }
-        for peer in [first, second] {
+        self.contest(at, piece, (first, known), (second, digest));
+    }
+
+    /// Two disagree on a piece that counts as held by nobody: so it stays until a third peer has fetched it; both fetch it
+    /// again.
+    pub(super) fn contest(&mut self, at: u32, piece: u32, first: Claim, second: Claim) {
+        let Some(task) = self.task(at) else { return };
+        let dropped = (task.digests.disputes.len() >= MAX_DISPUTES).then(|| task.digests.disputes.remove(0));
+        task.digests.disputes.push(Dispute { piece, claims: vec![first, second] });
+        if let Some(dropped) = dropped {
+            self.rehold(at, dropped.piece);
+        }
+        let parties = (first.0, second.0);
+        for peer in [first.0, second.0] {
             let refetch = self.seen_entry(at, peer).is_some_and(|entry| entry.can_fetch);
             self.lose(at, peer, piece..piece + 1);
-            self.tell_dispute(at, peer, piece, (first, second), refetch);
+            self.tell_dispute(at, peer, piece, parties, refetch);
         }
     }
 
@@ -119,7 +133,7 @@ impl Cluster {
     }
 
     /// All but `right` count as not holding the piece: they verified it with a digest that was a lie.
-    fn take_back(&mut self, at: u32, piece: u32, right: &[u32]) {
+    pub(super) fn take_back(&mut self, at: u32, piece: u32, right: &[u32]) {
         let Some(task) = self.seen(at) else { return };
         let holds = |entry: &&super::tasks::Entry| entry.complete || entry.have.has(piece);
         let holders: Vec<u32> = task.entries.iter().filter(holds).map(|entry| entry.peer).collect();
@@ -129,7 +143,7 @@ impl Cluster {
     }
 
     /// A piece that is not disputed any more counts as held by those that have it.
-    fn rehold(&mut self, at: u32, piece: u32) {
+    pub(super) fn rehold(&mut self, at: u32, piece: u32) {
         let Some(task) = self.seen(at).filter(|task| task.is_held(piece)) else { return };
         let lease = task.leases_in(&(piece..piece + 1)).first().and_then(|id| self.leases.get(id));
         let by = lease.filter(|lease| self.seen_entry(at, lease.peer).is_some_and(|entry| entry.have.has(piece)));

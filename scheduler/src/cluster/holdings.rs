@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::pieces::{Bits, tidied, without};
+use super::pieces::{Bits, append, tidied, without};
 use super::sessions::Check;
 use super::tasks::{Owes, Task};
 use super::{Cluster, Progress, TaskName};
@@ -28,20 +28,15 @@ impl Task {
     }
 }
 
-/// Adds a piece past all others.
-fn append(runs: &mut Vec<Range<u32>>, piece: u32) {
-    match runs.last_mut() {
-        Some(last) if last.end == piece => last.end += 1,
-        _ => runs.push(piece..piece + 1),
-    }
-}
-
 impl Cluster {
     pub(super) fn progress(&mut self, now: Duration, peer: u32, progress: &Progress) {
         if progress.gone {
             if let Some(&at) = self.by_name.get(&progress.task) {
                 self.lose_all(at, peer);
                 self.put_away(now, at, peer);
+                if progress.wrong {
+                    self.doubt(now, at);
+                }
                 self.lease_out(now, at);
             }
             return;
@@ -72,6 +67,7 @@ impl Cluster {
         for &lease in &progress.alive {
             self.touch(now, peer, lease);
         }
+        self.push_quiet(now, at);
         self.settle(now, at, peer);
     }
 
@@ -204,8 +200,12 @@ impl Cluster {
         let Some(entry) = self.entry(at, peer) else { return };
         if entry.complete && others {
             (entry.complete, entry.held) = (false, 0);
+            let fetches = entry.can_fetch;
             if let Some(task) = self.task(at) {
                 task.complete -= 1;
+            }
+            if fetches {
+                self.queue_for_lease(at, peer);
             }
         } else if entry.held > 0 {
             self.lose(at, peer, 0..u32::MAX);

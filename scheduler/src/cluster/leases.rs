@@ -64,9 +64,8 @@ impl Cluster {
             };
             let Some(peer) = task.waiting.pop_front() else { return };
             // From its own leases nothing can be split off for it, but for others.
-            let takes_any = !task.windows.contains_key(&peer)
-                && task.digests.disputes.is_empty()
-                && !task.fetchers.contains_key(&peer);
+            let takes_any =
+                !task.windows.contains_key(&peer) && !task.digests.any_disputed() && !task.fetchers.contains_key(&peer);
             if let Some(entry) = self.entry(at, peer) {
                 entry.queued = false;
             }
@@ -91,7 +90,8 @@ impl Cluster {
                 self.queue_for_lease(at, peer);
             }
         }
-        if waiting > TURNS {
+        // What is doubted is for others now, and for those that wait later.
+        if waiting > TURNS || self.seen(at).is_some_and(|task| task.digests.doubts.any() && !task.waiting.is_empty()) {
             self.again.insert(at);
         }
     }
@@ -163,7 +163,7 @@ impl Cluster {
     }
 
     fn grant(&mut self, now: Duration, at: u32, peer: u32) -> bool {
-        let window = self.window(at, peer);
+        let window = self.window(now, at, peer);
         let at_once = (self.options.origin_connections / self.options.peer_connections.max(1)).max(1);
         let requests = self.requests(at, peer);
         let Some(task) = self.task(at) else { return false };
@@ -324,7 +324,7 @@ impl Cluster {
 
     /// Ends leases of which the peer has done its part, though what it fetched is disputed.
     pub(super) fn end_disputed(&mut self, at: u32, peer: u32, run: &Range<u32>) {
-        let Some(task) = self.seen(at).filter(|task| !task.digests.disputes.is_empty()) else { return };
+        let Some(task) = self.seen(at).filter(|task| task.digests.any_disputed()) else { return };
         let Some(entry) = self.seen_entry(at, peer) else { return };
         let own = |id: &u64| self.leases.get(id).filter(|lease| lease.peer == peer);
         let done = |lease: &Lease| {

@@ -7,6 +7,7 @@
 mod blame;
 mod digests;
 mod disputes;
+mod doubts;
 mod holdings;
 mod hosts;
 mod leases;
@@ -142,6 +143,7 @@ pub struct Progress {
     pub lost: Vec<Range<u32>>,
     pub complete: bool,
     pub gone: bool,
+    pub wrong: bool,
     pub digests: Vec<DigestRun>,
     pub alive: Vec<u64>,
     pub requests: u32,

@@ -214,6 +214,14 @@ pub(super) fn tidied(mut runs: Vec<Range<u32>>, pieces: u32, most: usize) -> Vec
     tidy
 }
 
+/// Adds a piece past all others.
+pub(super) fn append(runs: &mut Vec<Range<u32>>, piece: u32) {
+    match runs.last_mut() {
+        Some(last) if last.end == piece => last.end += 1,
+        _ => runs.push(piece..piece + 1),
+    }
+}
+
 /// The window without a run.
 pub(super) fn without(window: &[Range<u32>], run: &Range<u32>) -> Vec<Range<u32>> {
     let parts = |part: &Range<u32>| {

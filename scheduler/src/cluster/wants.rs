@@ -86,12 +86,13 @@ impl Cluster {
     }
 
     /// What the peer may be leased: what its clients wait for, but no disputed piece that it has an opinion on.
-    pub(super) fn window(&self, at: u32, peer: u32) -> Vec<Range<u32>> {
+    pub(super) fn window(&self, now: Duration, at: u32, peer: u32) -> Vec<Range<u32>> {
         let (Some(task), Some(entry)) = (self.seen(at), self.seen_entry(at, peer)) else { return Vec::new() };
         let said = task.windows.get(&peer).map(|window| window.to_vec());
         let window = said.unwrap_or_else(|| std::iter::once(0..task.pieces).collect());
         let known = task.digests.disputed().filter(|(piece, by)| by(peer) || entry.complete || entry.have.has(*piece));
-        known.fold(window, |rest, (piece, _)| without(&rest, &(piece..piece + 1)))
+        let window = known.fold(window, |rest, (piece, _)| without(&rest, &(piece..piece + 1)));
+        self.undoubted(now, at, peer, window)
     }
 
     /// The peer gave these pieces back: it gets no lease on them before its next Want.

@@ -146,6 +146,7 @@ fn progress(message: proto::Progress) -> Result<Vec<Event>, Invalid> {
             lost: pieces("TaskProgress.lost", changed.lost)?,
             complete: changed.complete,
             gone: changed.gone,
+            wrong: changed.wrong,
             digests: changed.digests.iter().map(digests).collect::<Result<_, _>>()?,
             alive: changed.alive,
             requests: changed.requests,

@@ -44,6 +44,15 @@ impl World {
             Action::Return { lease, why } => self.give_back(node, lease, why),
             Action::Tell(wanted) => self.tell(node, file, wanted),
             Action::Fail(Reason::Credentials) => self.counts.client_errors += 1,
+            Action::Fail(Reason::Refuted) => {
+                self.close(node, file);
+                if let Some(job) = self.job(node, file) {
+                    job.drop_wrong(false);
+                }
+                self.counts.mismatches += 1;
+                self.start(node, file);
+                return false;
+            }
             Action::Fail(_) => {
                 self.counts.client_errors += 1;
                 self.close(node, file);
@@ -103,9 +112,7 @@ impl World {
         self.close(node, file);
         let Some(job) = self.job(node, file) else { return };
         if honest && job.held.contains(&WRONG) {
-            job.held.fill(NOTHING);
-            (job.added, job.fetched, job.fresh) = (Vec::new(), Vec::new(), Vec::new());
-            (job.gone, job.alone) = (true, true);
+            job.drop_wrong(true);
             self.counts.mismatches += 1;
             return self.start(node, file);
         }

@@ -106,6 +106,7 @@ impl World {
         let life = self.nodes[node as usize].life;
         let Some(job) = self.job(node, file) else { return };
         job.held[piece as usize] = version;
+        job.from_peers[piece as usize] = !from_origin;
         job.added.push(piece);
         job.fresh.push(piece);
         if from_origin {

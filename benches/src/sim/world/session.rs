@@ -17,6 +17,8 @@ pub(super) const REPORT: Duration = Duration::from_millis(200);
 /// Pieces that are worth a report before its time, and the least time between two such.
 const MANY: u32 = 4;
 const APART: Duration = Duration::from_millis(20);
+/// The first piece after this time without a report is, too.
+const QUIET: Duration = Duration::from_millis(100);
 /// A lease is said to be alive this often.
 const ALIVE: Duration = Duration::from_secs(1);
 /// The longest pause before a node tries to reach the scheduler again.
@@ -139,12 +141,21 @@ impl World {
     }
 
     fn learn(&mut self, node: u32, file: u32, first: u32, digests: &[[u8; 32]]) {
+        let honest = self.nodes[node as usize].lie.is_none();
         let Some(job) = self.job(node, file).filter(|job| !job.alone) else { return };
         let end = (first + u32::try_from(digests.len()).unwrap_or(0)).min(job.layout.pieces());
         for (piece, digest) in (first..end).zip(digests) {
             job.digests[piece as usize] = digest[0];
         }
+        let refuted = |piece: &u32| {
+            let at = *piece as usize;
+            job.from_peers[at] && job.held[at] != job.digests[at]
+        };
+        let refuted = (first..end).find(refuted).filter(|_| honest);
         self.input(node, file, Input::Known { pieces: first..end });
+        if let Some(piece) = refuted {
+            self.input(node, file, Input::Refuted { piece });
+        }
     }
 
     /// Tells the digests of what is on disk, and that it is there.
@@ -170,12 +181,9 @@ impl World {
                 wanted: runs,
             },
         };
-        let over = wanted == Wanted::Nothing;
         job.said = Some(wanted).filter(|wanted| *wanted != Wanted::Nothing);
-        if over {
-            // What is held is told before the want ends: nobody else is to fetch it.
-            self.report_now(node);
-        }
+        // What is held is told before the want ends, for nobody else is to fetch it; and what is gone before the next begins.
+        self.report_now(node);
         self.send(node, vec![event]);
     }
 
@@ -204,8 +212,10 @@ impl World {
 
     /// Or before that, if there is much to report.
     pub(super) fn report_early(&mut self, node: u32) {
+        let now = self.now;
         let it = &mut self.nodes[node as usize];
-        if it.unreported >= MANY && it.session.is_some() && !std::mem::replace(&mut it.early, true) {
+        let worth = it.unreported >= MANY || now >= it.reported + QUIET;
+        if worth && it.session.is_some() && !std::mem::replace(&mut it.early, true) {
             let (at, life) = (self.now.max(it.reported + APART), it.life);
             self.queue.add(at, What::Due { node, life });
         }
@@ -226,8 +236,6 @@ impl World {
         if it.session.is_none() {
             return;
         }
-        it.reported = now;
-        it.unreported = 0;
         let mut events = Vec::new();
         let mut fetching = false;
         for (&file, job) in &mut it.jobs {
@@ -235,6 +243,7 @@ impl World {
             fetching |= !job.runs.is_empty();
         }
         if !events.is_empty() {
+            (it.reported, it.unreported) = (now, 0);
             self.send(node, events);
         }
         if fetching {

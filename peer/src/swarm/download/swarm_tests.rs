@@ -50,6 +50,19 @@ fn link(download: &mut Download, id: u64, has: Range<u32>) -> LinkId {
 }
 
 #[test]
+fn a_piece_that_is_refuted_ends_the_download_for_it_cannot_be_taken_back_from_readers() {
+    let mut download = machine(100, Leader::New);
+    want_all(&mut download);
+    download.handle(NOW, Event::Leased { lease: 7, pieces: 0..1 });
+    let run = drain(&mut download, NOW).into_iter().find_map(|action| match action {
+        Action::Fetch(fetch) => Some(fetch.run),
+        _ => None,
+    });
+    download.handle(NOW, Event::Refuted { piece: 50 });
+    assert_eq!(drain(&mut download, NOW), [Action::Cancel(run.unwrap()), Action::Fail(Reason::Refuted)]);
+}
+
+#[test]
 fn under_a_scheduler_only_leased_pieces_are_fetched_from_the_origin() {
     let mut download = machine(100, Leader::New);
     want_all(&mut download);

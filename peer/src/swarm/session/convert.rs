@@ -168,7 +168,7 @@ fn task_progress(task: &TaskId, changes: Changes) -> Vec<proto::TaskProgress> {
         || proto::TaskProgress { task: name(task), len: changes.len, requests: changes.requests, ..Default::default() };
     let mut entries = Vec::new();
     if changes.gone {
-        entries.push(proto::TaskProgress { gone: true, ..entry() });
+        entries.push(proto::TaskProgress { gone: true, wrong: changes.wrong, ..entry() });
     }
     for part in runs_of(changes.added).chunks(RUNS / 2) {
         entries.push(proto::TaskProgress { added: Some(piece_set(part)), ..entry() });

@@ -127,8 +127,9 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (task(), runs(), runs(), proptest::collection::vec(digests, 0..3), 0u8..24).prop_map(
             |(task, added, lost, digests, what)| {
                 let lost = if what < 4 { lost } else { vec![] };
-                let (complete, gone) = (what == 5, what == 6);
-                Event::Progress(Progress { task, len: LEN, added, lost, digests, complete, gone, alive: vec![], requests: 0 })
+                let (complete, gone, wrong) = (what == 5, what == 6 || what == 7, what == 7);
+                let progress = Progress { task, len: LEN, added, lost, digests, complete, gone, wrong, ..Progress::default() };
+                Event::Progress(progress)
             }
         ),
         1 => Just(Event::Gone),

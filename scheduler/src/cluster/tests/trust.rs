@@ -221,3 +221,101 @@ fn a_peer_that_died_and_came_back_is_not_banned_for_its_silence_but_one_that_sta
     assert!(cluster.is_banned(at(40_000), 0) && !cluster.is_banned(at(70_001), 0));
     assert_eq!(cluster.take_banned(), [peers[0]]);
 }
+
+/// All pieces read by peers in turn, and then one finds the whole wrong.
+fn doubted(count: u32) -> (Cluster, Vec<PeerId>) {
+    let (mut cluster, peers) = crowd(count);
+    for piece in 0..100 {
+        cluster.handle(at(1), peers[(piece % count) as usize], reported(piece, 1));
+    }
+    drain(&mut cluster);
+    let wrong = Progress { task: TASK, len: LEN, gone: true, wrong: true, ..Progress::default() };
+    for &peer in &peers {
+        cluster.handle(at(1_000), peer, Event::Progress(wrong.clone()));
+        cluster.handle(at(1_000), peer, want(true));
+    }
+    (cluster, peers)
+}
+
+/// Every peer reads what it is leased, from `from` on, says `byte` of a piece, and stands by it; who read each.
+fn read_all(cluster: &mut Cluster, peers: &[PeerId], from: u64, byte: impl Fn(PeerId, u32) -> u8) -> Vec<Vec<PeerId>> {
+    let mut read = vec![Vec::new(); 100];
+    let mut held = vec![vec![false; 100]; peers.len()];
+    for tick in 0..400 {
+        let now = at(from + tick * 50);
+        cluster.tick(now);
+        let all = drain(cluster);
+        for (peer, directive) in &all {
+            if let Directive::Dispute { piece, .. } = directive {
+                cluster.handle(now, *peer, reported(*piece, byte(*peer, *piece)));
+            }
+        }
+        for (n, &peer) in peers.iter().enumerate() {
+            for piece in leases(&all, peer).into_iter().flat_map(|(_, run)| run) {
+                if !std::mem::replace(&mut held[n][piece as usize], true) {
+                    read[piece as usize].push(peer);
+                    cluster.handle(now, peer, reported(piece, byte(peer, piece)));
+                }
+            }
+        }
+    }
+    read
+}
+
+#[test]
+fn a_task_that_turned_out_wrong_is_read_once_more_by_others_than_those_who_reported() {
+    let (mut cluster, peers) = doubted(4);
+    assert!((0..100).all(|piece| cluster.seen(0).unwrap().digests.of(piece).is_none()));
+    let read = read_all(&mut cluster, &peers, 1_000, |_, _| 1);
+    for (piece, by) in read.iter().enumerate() {
+        assert!(by.len() == 1 && by[0] != peers[piece % 4], "piece {piece}: {by:?}");
+        assert!(cluster.seen(0).unwrap().digests.of(piece as u32).is_some());
+    }
+    assert!(!cluster.seen(0).unwrap().digests.doubts.any());
+    assert!(peers.iter().all(|peer| !cluster.is_banned(at(30_000), peer.0)));
+}
+
+#[test]
+fn the_second_reading_finds_the_liar_whatever_it_says_then() {
+    let (mut cluster, peers) = doubted(4);
+    let liar = peers[3];
+    let read = read_all(&mut cluster, &peers, 1_000, |peer, piece| match (peer == liar, piece % 4 == 3) {
+        (true, _) => 66,
+        (false, true) => 2,
+        (false, false) => 1,
+    });
+    assert!(cluster.is_banned(at(21_000), liar.0));
+    assert!(peers[..3].iter().all(|peer| !cluster.is_banned(at(21_000), peer.0)));
+    for piece in 0..100u32 {
+        let right = if piece % 4 == 3 { 2 } else { 1 };
+        let known = cluster.seen(0).unwrap().digests.of(piece).map(|(_, digest)| digest[0]);
+        assert!(known.is_none_or(|known| known == right), "piece {piece}: {known:?}");
+    }
+    let copies = read.iter().map(Vec::len).sum::<usize>();
+    assert!(copies <= 250, "{copies} pieces read of 100");
+}
+
+#[test]
+fn what_a_peer_repeats_without_a_lease_ends_no_doubt_and_one_alone_reads_its_own() {
+    let (mut cluster, peers) = doubted(2);
+    let all = drain(&mut cluster);
+    let own = |peer: PeerId| leases(&all, peer).into_iter().flat_map(|(_, run)| run).collect::<Vec<_>>();
+    let piece = (0..100).find(|piece| !own(peers[0]).contains(piece)).unwrap();
+    cluster.handle(at(1_001), peers[0], reported(piece, 1));
+    assert!(cluster.seen(0).unwrap().digests.of(piece).is_none());
+    cluster.handle(at(1_002), peers[1], Event::Gone);
+    cluster.tick(at(20_000));
+    let read = read_all(&mut cluster, &peers[..1], 20_000, |_, _| 1);
+    assert!(read.iter().zip(0..).all(|(by, n)| n == piece || by.len() == 1), "{read:?}");
+}
+
+#[test]
+fn a_task_is_doubted_once_in_two_minutes() {
+    let (mut cluster, peers) = doubted(2);
+    read_all(&mut cluster, &peers, 1_000, |_, _| 1);
+    let wrong = || Event::Progress(Progress { task: TASK, len: LEN, gone: true, wrong: true, ..Progress::default() });
+    cluster.handle(at(100_000), peers[0], wrong());
+    assert!(!cluster.seen(0).unwrap().digests.doubts.any());
+    cluster.handle(at(122_000), peers[0], wrong());
+    assert!(cluster.seen(0).unwrap().digests.doubts.any());
+}

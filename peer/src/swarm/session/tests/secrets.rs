@@ -102,8 +102,10 @@ async fn everything(talk: &mut Talk, exchange: &Arc<Exchange>, task: TaskId, hos
     talk.until(|sent| matches!(sent, Sent::Pong(_))).await;
     drop(member);
     talk.until(|sent| matches!(sent, Sent::Unwant(_))).await;
+    exchange.wrong(task);
     exchange.gone(task);
-    talk.until(|sent| matches!(sent, Sent::Progress(progress) if progress.tasks.iter().any(|task| task.gone))).await;
+    let wrong = |task: &proto::TaskProgress| task.gone && task.wrong;
+    talk.until(|sent| matches!(sent, Sent::Progress(progress) if progress.tasks.iter().any(wrong))).await;
 }
 
 #[tokio::test]
