@@ -60,8 +60,8 @@ impl SendFile<'_> {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
-            // A file system without RWF_NOWAIT: the ring's workers do the waiting.
-            Err(Errno::OPNOTSUPP) => Ok(false),
+            // A file system without RWF_NOWAIT: where it is no memory, the ring's workers do the waiting.
+            Err(Errno::OPNOTSUPP) => Ok(file::in_memory(self.file)),
             Err(error) => Err(error.into()),
         }
     }

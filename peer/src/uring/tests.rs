@@ -175,3 +175,28 @@ fn a_client_that_has_reset_its_connection_is_no_failure_of_accept() {
         assert_eq!(accepted.peer_addr(), here.local_addr().unwrap());
     });
 }
+
+#[test]
+fn a_file_in_memory_is_read_and_written_without_the_rings_workers() {
+    // Every Linux has one there; a container may not.
+    let Ok(file) = tempfile::tempfile_in("/dev/shm").map(Arc::new) else {
+        eprintln!("no /dev/shm: files in memory are not tried");
+        return;
+    };
+    assert!(file::in_memory(&file));
+    tokio_uring::start(async {
+        let pool = Pool::new(1, 2, 8192);
+        let (mut out, back) = pool.lease_pair().await;
+        out.copy_from_slice(&pattern(8192));
+        let (result, out) = file::write_all_at(&file, out, 0..8192, 4096).await;
+        result.unwrap();
+        let (result, back) = file::read_exact_at(&file, back, 0..8192, 4096).await;
+        result.unwrap();
+        assert_eq!(back[..], out[..]);
+        let (result, _) = file::read_exact_at(&file, back, 0..8192, 8192).await;
+        assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+        let (result, bytes) = file::fill_from(&file, vec![0; 4096], 4096, 4096).await;
+        result.unwrap();
+        assert_eq!(bytes, pattern(8192)[..4096]);
+    });
+}
