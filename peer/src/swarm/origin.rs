@@ -29,7 +29,7 @@ use super::{
     body::Lent,
     connect::{ConnectOptions, Connector, Place},
     pool::{Lane, Pool, RequestBody, Sender},
-    request::{content_range, drop_hop_by_hop, etag_of, for_bytes, forwarded, label, place_of, retry_after},
+    request::{content_range, detached, drop_hop_by_hop, etag_of, for_bytes, forwarded, label, place_of, retry_after},
     retry::Class,
 };
 pub use super::{
@@ -443,11 +443,11 @@ async fn drain(mut body: OriginBody) {
     while short && matches!(body.chunk().await, Ok(Some(_))) {}
 }
 
-/// Content-Length goes too: who sends the body on says how long it is.
+/// To be kept. Content-Length goes too: who sends the body on says how long it is.
 fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
     drop_hop_by_hop(&mut headers);
     headers.remove(header::CONTENT_LENGTH);
-    headers
+    detached(&headers)
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {

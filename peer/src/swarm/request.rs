@@ -133,6 +133,13 @@ pub(super) fn etag_of(headers: &HeaderMap) -> Option<String> {
     headers.get(header::ETAG)?.to_str().ok().map(str::to_owned)
 }
 
+/// The same in memory of its own. hyper's values are parts of the buffer that it read the whole head into, some 40 KiB, which each of
+/// them keeps alive.
+pub(super) fn detached(headers: &HeaderMap) -> HeaderMap {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).expect("it was one");
+    headers.iter().map(|(name, value)| (name.clone(), copy(value))).collect()
+}
+
 /// Removes what belongs to one connection (RFC 9110 section 7.6.1), the headers that Connection names included.
 pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
     let lines = headers.get_all(header::CONNECTION).iter();
@@ -256,5 +263,18 @@ mod tests {
         let names: Vec<_> = sent.keys().map(HeaderName::as_str).collect();
         assert_eq!((sent.len(), sent["range"].to_str().unwrap()), (3, "bytes=0-0"), "{names:?}");
         assert_eq!(sent["cookie"], "a=b");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_head_does_not_keep_the_buffer_it_came_in() {
+        let buffer = bytes::Bytes::from(b"\"abc\" and the rest of the head".to_vec());
+        let mut headers = HeaderMap::new();
+        headers.append(header::ETAG, HeaderValue::from_maybe_shared(buffer.slice(..5)).unwrap());
+        headers.append(header::VARY, HeaderValue::from_static("a"));
+        headers.append(header::VARY, HeaderValue::from_static("b"));
+        let kept = detached(&headers);
+        assert_eq!(kept, headers);
+        drop(headers);
+        assert!(buffer.is_unique());
     }
 }
