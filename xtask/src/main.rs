@@ -5,9 +5,11 @@
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
+//! - [`bench`] measures what the project promises
 
 #![deny(unsafe_code)]
 
+mod bench;
 mod demo;
 mod ebpf;
 mod setup;
@@ -39,6 +41,8 @@ enum Command {
     Test(test::Args),
     /// Show unmodified clients on three nodes that share one download.
     Demo(demo::Args),
+    /// Measure what the project promises, beside what people would otherwise run.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,7 +20,10 @@ use std::{
 };
 
 use clap::Parser;
-use pondhawk_bench::lab::Netns;
+use pondhawk_bench::{
+    lab::Netns,
+    transfer::{self, Transfer},
+};
 use rustix::thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_setaffinity};
 
 /// What to measure.
@@ -44,6 +47,9 @@ struct Arguments {
     /// Prints every round, not the medians alone.
     #[arg(long)]
     each: bool,
+    /// Writes every run that counts to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 /// One transfer.
@@ -73,6 +79,7 @@ fn main() {
     println!("{:<6} {:<6} {:>7} {:>16} {:>16}", "MTU", "what", "GB/s", "seed CPU-s/GB", "leech CPU-s/GB");
     let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let stage = blobs::Stage::new(&dir, arguments.mib << 20, arguments.window.map(|mib| mib << 20));
+    let mut transfers = Vec::new();
     for &mtu in &arguments.mtu {
         let (seed, leech) = wire(mtu);
         let mut runs = Vec::new();
@@ -86,12 +93,23 @@ fn main() {
             }
         }
         show(mtu, "iroh", &runs, arguments.mib);
+        transfers.extend(runs.iter().map(|run| run.transfer(mtu, arguments.mib << 20)));
         let other = runs.iter().map(|run| run.other_cpu).fold(0.0, f64::max);
         let (sent, lost) = runs.iter().fold((0, 0), |(sent, lost), run| (sent + run.sent, lost + run.lost));
         let payload = runs.iter().map(|run| run.payload).min().unwrap_or(0);
         println!(
             "{mtu:<6} payload {payload}, at most {other:.2} CPU-s of neither side, {lost} of {sent} packets from leech lost"
         );
+    }
+    if let Some(path) = &arguments.json {
+        transfer::save(path, &transfers).unwrap();
+    }
+}
+
+impl Run {
+    fn transfer(&self, mtu: u16, bytes: u64) -> Transfer {
+        let (seconds, seed_cpu, leech_cpu) = (self.seconds, self.seed_cpu, self.leech_cpu);
+        Transfer { who: "iroh".to_owned(), mtu, bytes, seconds, seed_cpu, leech_cpu }
     }
 }
 

@@ -71,6 +71,9 @@ struct Arguments {
     /// How much generated content is kept in memory.
     #[arg(long, default_value = "64MiB", value_parser = size)]
     keep_in_memory: u64,
+    /// Files of at least this size are on the CDN, smaller ones come from the Hub itself.
+    #[arg(long, default_value = "64KiB", value_parser = size)]
+    large_from: u64,
     /// Threads that serve.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -125,6 +128,7 @@ fn start_hub(arguments: &Arguments) -> Result<Option<Hub>> {
         cdn_scheme: arguments.cdn_scheme.clone(),
         url_lifetime: Duration::from_secs(arguments.url_lifetime),
         keep_in_memory: arguments.keep_in_memory,
+        large_from: arguments.large_from,
         threads: arguments.threads,
         ..HubOptions::default()
     })?;

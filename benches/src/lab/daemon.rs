@@ -124,7 +124,8 @@ impl Daemon {
         }
     }
 
-    fn exited(&mut self) -> Option<ExitStatus> {
+    /// How it ended; none: it runs.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().ok().flatten();
         }

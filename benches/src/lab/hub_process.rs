@@ -83,6 +83,12 @@ impl HubProcess {
         Ok(found.map(|object| (text(&object, "sha256"), text(&object, "url"))))
     }
 
+    /// Fresh URLs of all objects.
+    pub fn urls(&self) -> Result<Vec<String>, LabError> {
+        let objects: Vec<Value> = self.call("GET", "objects", None::<&()>)?;
+        Ok(objects.iter().filter_map(|object| object["url"].as_str()).map(str::to_owned).collect())
+    }
+
     /// By curl within the namespace: the hub is reached from nowhere else.
     fn call<T: DeserializeOwned>(
         &self,

@@ -1,6 +1,8 @@
 //! What a process has used, from /proc.
 
-use std::fs;
+use std::{fs, path::PathBuf};
+
+use super::LabError;
 
 /// Accounting of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -11,6 +13,26 @@ pub struct Usage {
     pub rss_peak: u64,
     /// Resident size, in bytes.
     pub rss: u64,
+}
+
+/// The children of a process, and theirs.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut found = vec![pid];
+    let mut looked = 0;
+    while let Some(&of) = found.get(looked) {
+        found.extend(parents.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
+        looked += 1;
+    }
+    found.split_off(1)
+}
+
+/// The fourth field of /proc/PID/stat (proc_pid_stat(5)).
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Reads /proc/PID/stat and status (proc_pid_stat(5)); none: there is no such process.
@@ -25,6 +47,12 @@ pub fn usage(pid: u32) -> Option<Usage> {
         rss_peak: kibibytes(&status, "VmHWM:"),
         rss: kibibytes(&status, "VmRSS:"),
     })
+}
+
+/// Has [`Usage::rss_peak`] start anew from what is resident now (proc_pid_clear_refs(5)).
+pub fn reset_peak(pid: u32) -> Result<(), LabError> {
+    let path = PathBuf::from(format!("/proc/{pid}/clear_refs"));
+    fs::write(&path, "5").map_err(|source| LabError::file(&path, source))
 }
 
 fn kibibytes(status: &str, key: &str) -> u64 {

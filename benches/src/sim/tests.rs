@@ -91,7 +91,7 @@ fn wrong_pieces_are_refused_and_their_sender_is_blamed() {
 #[test]
 fn wrong_digests_are_found_out_by_the_name_of_the_content_and_all_clients_end_with_right_bytes() {
     for (seed, peers) in [(1, 4), (2, 12), (3, 20)] {
-        let report = play(&Scenario { liars: 1, lie: Lie::Digests, ..Scenario::crowd(peers, 64 * MIB) }, seed);
+        let report = play(&Scenario { liars: 1, lie: Lie::Digests, ..Scenario::crowd(peers, 128 * MIB) }, seed);
         assert!(report.mismatches > 0, "{report}");
         // Read once, read once more together, and what is disputed a third time.
         assert!(report.origin_copies <= 2.5, "{report}");

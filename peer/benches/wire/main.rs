@@ -21,7 +21,10 @@ use std::{
 };
 
 use clap::Parser;
-use pondhawk_bench::lab::Netns;
+use pondhawk_bench::{
+    lab::Netns,
+    transfer::{self, Transfer},
+};
 use rustix::thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_setaffinity};
 
 /// What to measure.
@@ -51,6 +54,9 @@ struct Arguments {
     /// Where the two stores are made.
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Writes every run that counts to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// What cargo says to a bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -75,6 +81,7 @@ fn main() {
     println!("{:<6} {:<6} {:>7} {:>16} {:>16}", "MTU", "what", "GB/s", "seed CPU-s/GB", "leech CPU-s/GB");
     let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let stage = ours::Stage::new(&dir, arguments.mib << 20);
+    let mut transfers = Vec::new();
     for &mtu in &arguments.mtu {
         let (seed, leech) = wire(mtu, arguments.shape);
         let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -87,11 +94,23 @@ fn main() {
                 (bare, ours) = (Vec::new(), Vec::new());
             }
         }
+        let of = |who: &'static str| move |run: &Run| run.transfer(who, mtu, arguments.mib << 20);
+        transfers.extend(bare.iter().map(of("bare")).chain(ours.iter().map(of("ours"))));
         let ours = show(mtu, "ours", &ours, arguments.mib);
         if !arguments.only_ours {
             let bare = show(mtu, "bare", &bare, arguments.mib);
             println!("{mtu:<6} ratio  {:>7.2}", ours / bare);
         }
+    }
+    if let Some(path) = &arguments.json {
+        transfer::save(path, &transfers).unwrap();
+    }
+}
+
+impl Run {
+    fn transfer(&self, who: &str, mtu: u16, bytes: u64) -> Transfer {
+        let (seconds, seed_cpu, leech_cpu) = (self.seconds, self.seed_cpu, self.leech_cpu);
+        Transfer { who: who.to_owned(), mtu, bytes, seconds, seed_cpu, leech_cpu }
     }
 }
 

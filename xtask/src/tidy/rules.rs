@@ -5,6 +5,13 @@ use super::source::{Source, closing, is_identifier, words};
 
 /// Modules without I/O, clock and runtime; a directory ends with a slash.
 const PURE: &[&str] = &[
+    "benches/src/chart.rs",
+    "benches/src/load/arrivals.rs",
+    "benches/src/load/body.rs",
+    "benches/src/load/head.rs",
+    "benches/src/load/html.rs",
+    "benches/src/load/random.rs",
+    "benches/src/load/workload.rs",
     "peer/src/task/",
     "peer/src/http/head.rs",
     "peer/src/http/range.rs",

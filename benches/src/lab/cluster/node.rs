@@ -16,6 +16,8 @@ use crate::lab::{Cgroup, Daemon, LabError, Usage, wait_until};
 /// The ports of the node in its namespace: the defaults.
 pub(super) const PROXY_PORT: u16 = 65001;
 const ADMIN: &str = "127.0.0.1:65002";
+/// Requests of one curl.
+const AT_ONCE: usize = 500;
 
 /// What a node of the cluster is like.
 #[derive(Clone, Debug, Default)]
@@ -170,14 +172,21 @@ impl Node {
 
     /// Asks it to drop all that it holds, as `pondhawk rm` does; what is in use stays.
     pub fn drop_tasks(&self) -> Result<(), LabError> {
-        let curl = |words: &[&str]| self.host.netns().curl(words);
-        let tasks: Vec<Value> =
-            serde_json::from_str(&curl(&["--max-time", "4", &format!("http://{ADMIN}/v1/tasks")])?)?;
-        for id in tasks.iter().filter_map(|task| task["id"].as_str()) {
+        let tasks = self.tasks()?;
+        let ids = tasks.iter().filter_map(|task| task["id"].as_str());
+        let urls: Vec<String> = ids.map(|id| format!("http://{ADMIN}/v1/tasks/{id}")).collect();
+        for some in urls.chunks(AT_ONCE) {
+            let words: Vec<&str> =
+                ["--max-time", "4", "--request", "DELETE"].into_iter().chain(some.iter().map(String::as_str)).collect();
             // 409 for one that is in use.
-            let _ = curl(&["--max-time", "4", "--request", "DELETE", &format!("http://{ADMIN}/v1/tasks/{id}")]);
+            let _ = self.host.netns().curl(&words);
         }
         Ok(())
+    }
+
+    /// Whether it knows of no task at all.
+    pub fn holds_nothing(&self) -> Result<bool, LabError> {
+        self.tasks().map(|tasks| tasks.is_empty())
     }
 
     /// CPU time and memory of its process so far.
@@ -252,6 +261,11 @@ impl Node {
             self.mtu,
             indented(&self.plan.swarm),
         )
+    }
+
+    fn tasks(&self) -> Result<Vec<Value>, LabError> {
+        let text = self.host.netns().curl(&["--max-time", "4", &format!("http://{ADMIN}/v1/tasks")])?;
+        Ok(serde_json::from_str(&text)?)
     }
 
     fn log_path(&self) -> PathBuf {

@@ -1,36 +1,84 @@
-//! One run: a cluster, a crowd, and what it took.
+//! A flash crowd: nodes in namespaces with shaped links want one file at once; how long the last one took against the fluid bound, and
+//! how often each byte left the origin.
+
+mod report;
 
 use std::{
     fs::File,
     io::Write as _,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use pondhawk_bench::lab::{
-    binary,
-    cluster::{Cluster, Fetched, Link, NodePlan, Plan, Way},
-};
 
-use crate::{
-    Arguments,
-    report::{NodeRun, Run, bound},
+pub use self::report::{NodeRun, Run, bound};
+use crate::lab::{
+    binary,
+    cluster::{Cluster, Fetched, Link, Node, NodePlan, Plan, Way},
 };
 
 const LABEL: &str = "owner/model/model.bin";
 /// A crowd that takes longer hangs.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// Plays a crowd on this many nodes.
-pub(crate) fn crowd(arguments: &Arguments, nodes: usize) -> Result<Run> {
-    let cluster = build(arguments, nodes)?;
+/// What a crowd downloads, and over what.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Every node's link in bits a second and direction; 0: unshaped.
+    pub rate: u64,
+    /// The origin's link, likewise.
+    pub origin_rate: u64,
+    /// Largest packet on the links in bytes; none: 1500.
+    pub mtu: Option<u32>,
+    /// Bytes of the file.
+    pub size: u64,
+    /// What the origin sends on each connection, in bytes a second; none: as much as goes.
+    pub origin_per_connection: Option<u64>,
+    /// Connections of a node to the origin (`origin.connections_per_host`); none: the node's default.
+    pub origin_connections: Option<u16>,
+    /// Without a scheduler, so that every node downloads for itself.
+    pub alone: bool,
+    /// Where the nodes keep their data while they run. A tmpfs takes the disk out of the measurement.
+    pub data_in: PathBuf,
+    /// Whether to write, and drop when the clients start, as much memory as the run will use.
+    pub warm_up: bool,
+    /// Whether to print each second what left the origin and what each node has. It costs a process a node each time.
+    pub trace: bool,
+}
+
+impl Setting {
+    /// A file of so many bytes over links of this rate, the origin's as well, with a scheduler and a warm-up.
+    pub fn new(size: u64, rate: u64, data_in: PathBuf) -> Self {
+        Self {
+            rate,
+            origin_rate: rate,
+            mtu: None,
+            size,
+            origin_per_connection: None,
+            origin_connections: None,
+            alone: false,
+            data_in,
+            warm_up: true,
+            trace: false,
+        }
+    }
+}
+
+/// Plays a crowd on this many nodes. Needs root, and `pondhawk`, `pondhawk-hub` and `pondhawk-scheduler` beside the running executable.
+/// Clients that got wrong bytes are no error: the run counts them.
+pub fn play(setting: &Setting, nodes: usize) -> Result<Run> {
+    let cluster = build(setting, nodes)?;
     let sha256 = cluster.sha256(LABEL)?;
-    let warm = if arguments.no_warm_up { None } else { Some(warm_up(arguments, nodes)?) };
+    let warm = match setting.warm_up {
+        true => Some(warm_memory(&setting.data_in, nodes as u64 * setting.size)?),
+        false => None,
+    };
     let cpu_before = cpu(&cluster);
     drop(warm);
-    let (makespan, clients) = at_once(&cluster, arguments.trace)?;
+    let (makespan, clients) = at_once(&cluster, setting.trace)?;
     let cpu_after = cpu(&cluster);
     let accounts = cluster.nodes().iter().map(|node| Ok(node.account()?)).collect::<Result<Vec<_>>>()?;
     let origin_bytes = cluster.hub().stats()?.object(LABEL).body_bytes;
@@ -38,37 +86,37 @@ pub(crate) fn crowd(arguments: &Arguments, nodes: usize) -> Result<Run> {
     let each = clients.iter().zip(accounts).zip(used);
     let each = each.map(|((client, moved), cpu_seconds)| NodeRun { seconds: client.seconds, cpu_seconds, moved });
     let each: Vec<NodeRun> = each.collect();
-    let counted = clients.iter().filter(|client| !client.ok || client.bytes != arguments.size).count();
+    let counted = clients.iter().filter(|client| !client.ok || client.bytes != setting.size).count();
     let hashed = checked(&cluster)?.iter().filter(|client| !client.ok || client.sha256 != sha256).count();
     Ok(Run {
         nodes,
-        file_bytes: arguments.size,
+        file_bytes: setting.size,
         makespan,
-        bound: bound(arguments.size, nodes, &rates(arguments, nodes)),
+        bound: bound(setting.size, nodes, &rates(setting, nodes)),
         origin_bytes,
         wrong_clients: counted.max(hashed),
         each,
     })
 }
 
-fn build(arguments: &Arguments, nodes: usize) -> Result<Cluster> {
-    let offer = format!("{LABEL}:{}:1", arguments.size);
-    let keep = arguments.size.to_string();
-    let limit = arguments.origin_per_connection.map(|limit| limit.to_string());
+fn build(setting: &Setting, nodes: usize) -> Result<Cluster> {
+    let offer = format!("{LABEL}:{}:1", setting.size);
+    let keep = setting.size.to_string();
+    let limit = setting.origin_per_connection.map(|limit| limit.to_string());
     let mut hub = vec!["--keep-in-memory", &keep];
     hub.extend(limit.iter().flat_map(|limit| ["--limit-connection", limit]));
-    let link = |rate: u64| Link { rate: (rate > 0).then_some(rate), mtu: arguments.mtu };
+    let link = |rate: u64| Link { rate: (rate > 0).then_some(rate), mtu: setting.mtu };
     let more = "store:\n  keep_free: 64MiB\n".to_owned();
-    let connections = arguments.origin_connections.map(|n| format!("connections_per_host: {n}"));
+    let connections = setting.origin_connections.map(|n| format!("connections_per_host: {n}"));
     let plan = Plan {
         nodes,
         pondhawk: binary("pondhawk")?,
-        folder: arguments.data_in.clone(),
+        folder: setting.data_in.clone(),
         files: &[&offer],
         hub: &hub,
-        hub_link: link(arguments.origin_rate.unwrap_or(arguments.rate)),
-        node_link: link(arguments.rate),
-        scheduler: (!arguments.alone).then_some(&[]),
+        hub_link: link(setting.origin_rate),
+        node_link: link(setting.rate),
+        scheduler: (!setting.alone).then_some(&[]),
         node: NodePlan { more, origin: connections.into_iter().collect(), ..NodePlan::default() },
     };
     Cluster::start(&plan).context("the cluster cannot be started")
@@ -112,8 +160,7 @@ fn print_progress(cluster: &Cluster, started: Instant) {
 
 /// Every node's file once more, hashed.
 fn checked(cluster: &Cluster) -> Result<Vec<Fetched>> {
-    let fetch =
-        |node: &pondhawk_bench::lab::cluster::Node| Ok(node.fetch(&cluster.url(LABEL)?, Way::Proxy, DEADLINE)?);
+    let fetch = |node: &Node| Ok(node.fetch(&cluster.url(LABEL)?, Way::Proxy, DEADLINE)?);
     cluster.nodes().iter().map(fetch).collect()
 }
 
@@ -122,24 +169,24 @@ fn cpu(cluster: &Cluster) -> Vec<f64> {
 }
 
 /// Bytes a second that the origin can send at most, and a node take and give.
-fn rates(arguments: &Arguments, nodes: usize) -> [f64; 2] {
+fn rates(setting: &Setting, nodes: usize) -> [f64; 2] {
     // What tbf lets through of TCP over Ethernet, measured: 944 of 1000 Mbit/s.
     let goodput = |bits: u64| if bits == 0 { f64::INFINITY } else { bits as f64 * 0.944 / 8.0 };
-    let connections = f64::from(arguments.origin_connections.unwrap_or(16)) * nodes as f64;
-    let paced = arguments.origin_per_connection.map_or(f64::INFINITY, |rate| rate as f64 * connections);
-    [goodput(arguments.origin_rate.unwrap_or(arguments.rate)).min(paced), goodput(arguments.rate)]
+    let connections = f64::from(setting.origin_connections.unwrap_or(16)) * nodes as f64;
+    let paced = setting.origin_per_connection.map_or(f64::INFINITY, |rate| rate as f64 * connections);
+    [goodput(setting.origin_rate).min(paced), goodput(setting.rate)]
 }
 
-/// As much memory as the run will fill, written and held until the clients start.
+/// A file in this folder of so much memory, to be dropped when something else is about to fill as much.
 ///
 /// In a virtual machine the first write into memory that the host has not backed yet costs six times the next one, and a guest that
 /// reports its free pages loses them again within a second. What the nodes reserve when their downloads start has to be in use until
 /// then, or the run measures the host.
-fn warm_up(arguments: &Arguments, nodes: usize) -> Result<File> {
-    let mut file: File = tempfile::tempfile_in(&arguments.data_in).context("--data-in is not writable")?;
+pub fn warm_memory(folder: &Path, size: u64) -> Result<File> {
+    let mut file: File = tempfile::tempfile_in(folder).context("the folder for the nodes' data is not writable")?;
     let chunk = vec![1; 1 << 20];
-    for _ in 0..(nodes as u64 * arguments.size) >> 20 {
-        file.write_all(&chunk).context("--data-in has not room enough for all nodes")?;
+    for _ in 0..size >> 20 {
+        file.write_all(&chunk).context("the folder for the nodes' data has not room enough for all of them")?;
     }
     Ok(file)
 }

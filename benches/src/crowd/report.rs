@@ -2,37 +2,54 @@
 
 use std::fmt;
 
-use pondhawk_bench::lab::cluster::Account;
 use serde::Serialize;
+
+use crate::lab::cluster::Account;
 
 /// One crowd.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Run {
-    pub(crate) nodes: usize,
-    pub(crate) file_bytes: u64,
+pub struct Run {
+    /// How many nodes, each with one client.
+    pub nodes: usize,
+    /// Size of the file.
+    pub file_bytes: u64,
     /// Seconds from the first client's start to the last one's end.
-    pub(crate) makespan: f64,
+    pub makespan: f64,
     /// Seconds of the fluid bound; 0 where no rate bounds it.
-    pub(crate) bound: f64,
+    pub bound: f64,
     /// Of the file, by the origin's own count.
-    pub(crate) origin_bytes: u64,
+    pub origin_bytes: u64,
     /// Clients with an error, or other bytes.
-    pub(crate) wrong_clients: usize,
-    pub(crate) each: Vec<NodeRun>,
+    pub wrong_clients: usize,
+    /// In the order of the nodes.
+    pub each: Vec<NodeRun>,
 }
 
 /// One node's part.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct NodeRun {
+pub struct NodeRun {
     /// Its client's time.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// Of its process.
-    pub(crate) cpu_seconds: f64,
-    pub(crate) moved: Account,
+    pub cpu_seconds: f64,
+    /// Bytes from and to whom.
+    pub moved: Account,
+}
+
+impl Run {
+    /// Files that left the origin: 1 is the best that anyone can do.
+    pub fn origin_copies(&self) -> f64 {
+        self.origin_bytes as f64 / self.file_bytes as f64
+    }
+
+    /// Of all nodes' processes.
+    pub fn cpu_seconds(&self) -> f64 {
+        self.each.iter().map(|node| node.cpu_seconds).sum()
+    }
 }
 
 /// The fluid bound max(F/origin, F/down, N*F/(origin + sum of up)), in seconds; rates in bytes a second: origin, then a node's link.
-pub(crate) fn bound(file: u64, nodes: usize, [origin, link]: &[f64; 2]) -> f64 {
+pub fn bound(file: u64, nodes: usize, [origin, link]: &[f64; 2]) -> f64 {
     let (file, nodes) = (file as f64, nodes as f64);
     (file / origin).max(file / link).max(nodes * file / (origin + nodes * link))
 }
@@ -44,7 +61,7 @@ impl fmt::Display for Run {
         if self.bound > 0.0 {
             write!(f, ", {:.3}x of the fluid bound of {:.2} s", self.makespan / self.bound, self.bound)?;
         }
-        writeln!(f, "; {:.3} files from the origin", self.origin_bytes as f64 / file)?;
+        writeln!(f, "; {:.3} files from the origin", self.origin_copies())?;
         writeln!(
             f,
             "  {:<6} {:>8} {:>8} {:>12} {:>11} {:>9}",
@@ -63,8 +80,12 @@ impl fmt::Display for Run {
                 part(moved.to_peers)
             )?;
         }
-        let cpu: f64 = self.each.iter().map(|node| node.cpu_seconds).sum();
-        write!(f, "  CPU-s of all nodes: {cpu:.2}; clients without the right bytes: {}", self.wrong_clients)
+        write!(
+            f,
+            "  CPU-s of all nodes: {:.2}; clients without the right bytes: {}",
+            self.cpu_seconds(),
+            self.wrong_clients
+        )
     }
 }
 

@@ -4,9 +4,6 @@
 //! how often each byte left the origin. Clients count bytes while the clock runs; afterwards every one downloads once more and
 //! hashes. Needs root; `pondhawk`, `pondhawk-hub` and `pondhawk-scheduler` are those beside this program. Measure with --release.
 
-mod measure;
-mod report;
-
 use std::{
     path::PathBuf,
     sync::{
@@ -17,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use pondhawk_bench::crowd::{self, Setting};
 
 /// Sizes take K, M, G (powers of 1024), rates k, m, g (powers of 1000).
 #[derive(Clone, Debug, Parser)]
@@ -59,17 +57,33 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
+impl Arguments {
+    fn setting(&self) -> Setting {
+        Setting {
+            origin_rate: self.origin_rate.unwrap_or(self.rate),
+            mtu: self.mtu,
+            origin_per_connection: self.origin_per_connection,
+            origin_connections: self.origin_connections,
+            alone: self.alone,
+            warm_up: !self.no_warm_up,
+            trace: self.trace,
+            ..Setting::new(self.size, self.rate, self.data_in.clone())
+        }
+    }
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let interrupted = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.spawn(watch_interrupt(Arc::clone(&interrupted)));
+    let setting = arguments.setting();
     let mut runs = Vec::new();
     for &nodes in &arguments.nodes {
         if interrupted.load(Ordering::Relaxed) {
             bail!("interrupted");
         }
-        let run = measure::crowd(&arguments, nodes)?;
+        let run = crowd::play(&setting, nodes)?;
         println!("{run}");
         runs.push(run);
     }
