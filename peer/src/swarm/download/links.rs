@@ -197,7 +197,8 @@ impl Links {
     }
 
     /// The next piece to ask for and of whom: the links with least to do first; for each one the first piece of a
-    /// window that a reader is about to need, else the rarest of those that somebody wants.
+    /// window that a reader is about to need, else the rarest of those that somebody wants. Where every link has everything
+    /// nothing is rare, and nobody here waits for what this node brings: then in order, as readers and the SHA-256 of the whole go.
     pub(super) fn ask(
         &mut self,
         now: Duration,
@@ -211,8 +212,12 @@ impl Links {
         let mut order: Vec<usize> =
             (0..self.links.len()).filter(|at| self.links[*at].has_room(now, self.piece_len)).collect();
         order.sort_by_key(|at| self.links[*at].asked.len());
+        let nothing_rare = self.links.iter().all(|link| link.closing || link.has.is_full());
         for at in order {
-            let picked = self.urgent(now, at, windows, free).or_else(|| self.rarest(now, at, wanted, free));
+            let picked = self.urgent(now, at, windows, free).or_else(|| match nothing_rare {
+                true => self.urgent(now, at, wanted, free),
+                false => self.rarest(now, at, wanted, free),
+            });
             if let Some(piece) = picked {
                 let link = &mut self.links[at];
                 if link.asked.is_empty() {

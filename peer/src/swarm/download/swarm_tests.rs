@@ -63,6 +63,32 @@ fn a_piece_that_is_refuted_ends_the_download_for_it_cannot_be_taken_back_from_re
 }
 
 #[test]
+fn links_that_have_everything_are_asked_in_order_and_others_for_what_is_rare() {
+    let ask = |has: Range<u32>| {
+        let mut download = machine(100, Leader::New);
+        want_all(&mut download);
+        let full = link(&mut download, 1, 0..100);
+        link(&mut download, 2, has);
+        download.handle(NOW, Event::Known { pieces: 0..100 });
+        let mut pieces = Vec::new();
+        // No more is asked at once than a link gives soon: what comes makes room.
+        for _ in 0..20 {
+            for (link, piece) in asked(&drain(&mut download, NOW)) {
+                pieces.push((link, piece));
+                download.handle(NOW, Event::PeerPiece { link, piece });
+            }
+        }
+        (full, pieces)
+    };
+    let (_, pieces) = ask(0..100);
+    assert_eq!(pieces.iter().map(|(_, piece)| *piece).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    let (full, pieces) = ask(0..50);
+    let first = pieces.iter().filter(|(link, piece)| *link == full && *piece >= 50).count();
+    assert_eq!(first, 50);
+    assert!(pieces.iter().position(|(_, piece)| *piece >= 50).unwrap() < 20, "the rare half is not left for the end");
+}
+
+#[test]
 fn under_a_scheduler_only_leased_pieces_are_fetched_from_the_origin() {
     let mut download = machine(100, Leader::New);
     want_all(&mut download);
