@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use pondhawk_scheduler::cluster::{Cluster, DigestRun, Event, Options, PeerId, PeerInfo, Progress};
-use rustix::time::{ClockId, clock_gettime};
+
+use crate::lab::thread_cpu;
 
 /// Ticks come after so many events: the scheduler's process ticks by time, and takes many in between.
 const EVENTS_A_TICK: u64 = 5_000;
@@ -55,7 +56,7 @@ pub fn run(load: &Load) -> Taken {
         name[..4].copy_from_slice(&(n % load.tasks).to_be_bytes());
         name
     };
-    let begin = cpu_time();
+    let begin = thread_cpu();
     for (n, &peer) in (0..).zip(&peers) {
         let host = format!("hub{}", n % 3);
         core.take(peer, Event::Want { task: task(n), len, host, can_fetch: true, connections: 0, wanted: None });
@@ -68,7 +69,7 @@ pub fn run(load: &Load) -> Taken {
             core.take(peer, Event::Progress(Progress { task: task(n), len, added, digests, ..Progress::default() }));
         }
     }
-    let cpu = cpu_time().saturating_sub(begin);
+    let cpu = thread_cpu().saturating_sub(begin);
     let (count, bytes) = core.cluster.memory();
     let bytes_a_peer_task = bytes as f64 / count.max(1) as f64;
     Taken { events: core.events, directives: core.directives, cpu, bytes_a_peer_task }
@@ -106,12 +107,6 @@ fn info(n: u32) -> PeerInfo {
         labels: vec![label("zone", n % 4), label("rack", n % 200)],
         seed: n < 4,
     }
-}
-
-/// Of this thread: what others take from the core meanwhile does not count.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 #[cfg(test)]

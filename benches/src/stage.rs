@@ -18,6 +18,7 @@ use std::{
 use aws_lc_rs::digest;
 use serde::Deserialize;
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     clients::{Client, Place, Recipe, Wanted},
@@ -287,6 +288,18 @@ impl Stage {
     fn write(&self, path: &Path, text: &str) -> Result<(), StageError> {
         fs::write(path, text).map_err(|source| StageError::File { path: path.to_owned(), source })
     }
+}
+
+/// Waits for SIGINT or SIGTERM. What looks at `interrupted` then ends at its next wait, and takes down what it has set up.
+pub async fn watch_signals(interrupted: Arc<AtomicBool>) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result?,
+        _ = terminate.recv() => {}
+    }
+    interrupted.store(true, Ordering::Relaxed);
+    eprintln!("stopping, and cleaning up");
+    Ok(())
 }
 
 /// Runs a client in this namespace and cgroup, and looks at what it downloaded; ends early when `interrupted` becomes true.

@@ -288,9 +288,7 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
                 DownloadError::Changed(_) => drop(node.store.remove(&held.meta.id)),
                 DownloadError::Refuted => {
                     held.set_verdict(Verdict::Mismatch);
-                    node.tasks.note_wrong(held.meta.id);
-                    node.metrics.verification_failure(Party::Peer);
-                    node.store.remove(&held.meta.id);
+                    discard(&node, &held, Party::Peer);
                 }
                 _ => {}
             }
@@ -308,19 +306,24 @@ fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
         Verdict::Mismatch => Party::Origin,
         _ => Party::Disk,
     };
-    node.tasks.note_wrong(held.meta.id);
-    node.metrics.verification_failure(party);
     node.metrics.task_failed();
     if verdict == Verdict::Mismatch
         && let Some(cluster) = &node.cluster
     {
         cluster.exchange.wrong(held.meta.id);
     }
-    node.store.remove(&held.meta.id);
+    discard(node, held, party);
     tracing::error!(
         task = %held.meta.id, label = held.meta.label, blamed = ?party,
         "the bytes do not have the SHA-256 in the file's name: dropped"
     );
+}
+
+/// Drops a task of wrong bytes, of which this party is to blame.
+fn discard(node: &Node, held: &Held, party: Party) {
+    node.tasks.note_wrong(held.meta.id);
+    node.metrics.verification_failure(party);
+    node.store.remove(&held.meta.id);
 }
 
 fn is_wrong(verdict: Verdict) -> bool {

@@ -27,7 +27,7 @@ pub use self::{
     netns::Netns,
     sweep::sweep,
     topology::{Attachment, Lab},
-    usage::{Usage, descendants, reset_peak, usage},
+    usage::{Usage, descendants, reset_peak, thread_cpu, usage},
 };
 
 /// Why the lab could not be set up or used.

@@ -1,6 +1,8 @@
 //! What a process has used, from /proc.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::LabError;
 
@@ -13,6 +15,12 @@ pub struct Usage {
     pub rss_peak: u64,
     /// Resident size, in bytes.
     pub rss: u64,
+}
+
+/// CPU time of the calling thread: what others take from its core meanwhile does not count.
+pub fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 /// The children of a process, and theirs.

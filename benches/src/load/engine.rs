@@ -10,10 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-    time::{ClockId, clock_gettime},
-};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::{self, Runtime},
     sync::{Barrier, mpsc, watch},
@@ -34,6 +31,7 @@ use super::{
     target::Directory,
     workload::{Popularity, Workload},
 };
+use crate::lab::thread_cpu;
 
 /// Between two samples.
 const TICK: Duration = Duration::from_millis(250);
@@ -204,7 +202,7 @@ async fn play(
     let share = Share { thread, threads: plan.threads };
     let held = Held::open(world, share.of(plan.idle)).await;
     let start = stage.started().await;
-    let cpu_before = thread_cpu_seconds();
+    let cpu_before = thread_cpu();
     let lane = &stage.lanes[thread];
     match plan.pace {
         Pace::Closed { clients } => lane::closed(world, lane, share, clients, &stage.tickets, cut).await,
@@ -221,14 +219,9 @@ async fn play(
             lane::open(world, lane, share, open, start, cut).await?;
         }
     }
-    let cpu_seconds = thread_cpu_seconds() - cpu_before;
+    let cpu_seconds = (thread_cpu() - cpu_before).as_secs_f64();
     drop(busy);
     Ok(Played { cpu_seconds, idle: held.finish().await })
-}
-
-fn thread_cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Samples until the load is over; what came of it, but for what only the threads know.

@@ -109,22 +109,36 @@ impl Load {
     }
 }
 
+/// A hub that offers these (`owner/name/path:size:seed`) with these further arguments, and a node that keeps its data here; no link
+/// is shaped. `intercept`: whether the node catches connections.
+pub(super) fn one_node(data_in: &Path, files: &[&str], hub: &[&str], intercept: bool) -> Result<Cluster> {
+    let plan = Plan {
+        nodes: 1,
+        pondhawk: binary("pondhawk")?,
+        folder: data_in.to_owned(),
+        files,
+        hub,
+        hub_link: Link::default(),
+        node_link: Link::default(),
+        scheduler: None,
+        node: NodePlan { intercept, more: "store:\n  keep_free: 64MiB\n".to_owned(), ..NodePlan::default() },
+    };
+    Cluster::start(&plan).context("the node cannot be started")
+}
+
+/// Has a node drop what it holds. What is in use a moment after its client's end is dropped when it is not.
+pub(super) fn forget(node: &Node) -> Result<()> {
+    let empty = || {
+        node.drop_tasks().ok()?;
+        node.holds_nothing().ok()?.then_some(())
+    };
+    wait_until(FORGET, empty).with_context(|| format!("{} does not drop what it holds", node.name()))
+}
+
 impl<'a> Bed<'a> {
-    /// A hub that offers these (`owner/name/path:size:seed`) with these further arguments, and a node that holds nothing and keeps
-    /// its data here.
+    /// See [`one_node`]; the node catches connections.
     pub(super) fn new(context: &'a Context, data_in: &Path, files: &[&str], hub: &[&str]) -> Result<Self> {
-        let plan = Plan {
-            nodes: 1,
-            pondhawk: binary("pondhawk")?,
-            folder: data_in.to_owned(),
-            files,
-            hub,
-            hub_link: Link::default(),
-            node_link: Link::default(),
-            scheduler: None,
-            node: NodePlan { intercept: true, more: "store:\n  keep_free: 64MiB\n".to_owned(), ..NodePlan::default() },
-        };
-        let cluster = Cluster::start(&plan).context("the node cannot be started")?;
+        let cluster = one_node(data_in, files, hub, true)?;
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&context.data_in)?;
         Ok(Self { nginx: None, apart: Cgroup::new("apart")?, cluster, folder, context })
     }
@@ -148,13 +162,27 @@ impl<'a> Bed<'a> {
         Ok(())
     }
 
-    /// Has the node drop what it holds. What is in use a moment after its client's end is dropped when it is not.
+    /// Has the node drop what it holds.
     pub(super) fn forget(&self) -> Result<()> {
-        let empty = || {
-            self.node().drop_tasks().ok()?;
-            self.node().holds_nothing().ok()?.then_some(())
-        };
-        wait_until(FORGET, empty).context("the node does not drop what it holds")
+        forget(self.node())
+    }
+
+    /// Plays a load on two servers in turn, in so many rounds.
+    pub(super) fn beside(
+        &self,
+        rounds: usize,
+        servers: [Server; 2],
+        label: &str,
+        load: &Load,
+    ) -> Result<[Vec<Played>; 2]> {
+        let mut played = [Vec::new(), Vec::new()];
+        for round in 0..rounds {
+            // Whoever is first meets another machine than whoever is second.
+            for side in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+                played[side].push(self.play(servers[side], label, load)?);
+            }
+        }
+        Ok(played)
     }
 
     /// Plays a load of one object on a server.

@@ -40,20 +40,10 @@ fn run(context: &Context) -> Result<Report> {
     bed.start_nginx(LABEL)?;
     bed.play(Server::NodeProxy, LABEL, &Load::once())?;
     let load = Load::clients(BUSY, time).with("--range", &"1MiB").with("--idle", &idle);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..context.rounds(ROUNDS) {
-        let order = if round % 2 == 0 { [true, false] } else { [false, true] };
-        for own in order {
-            let (server, into) = if own { (Server::NodeProxy, &mut ours) } else { (Server::Nginx, &mut theirs) };
-            let played = bed.play(server, LABEL, &load)?;
-            say(format!(
-                "{}: {:.2} GB/s, p99 {:.1} ms, {:.0} MiB",
-                if own { "pondhawk" } else { "nginx" },
-                played.speed,
-                played.p99,
-                played.rss_peak
-            ));
-            into.push(played);
+    let [ours, theirs] = bed.beside(context.rounds(ROUNDS), [Server::NodeProxy, Server::Nginx], LABEL, &load)?;
+    for (who, played) in [("pondhawk", &ours), ("nginx", &theirs)] {
+        for one in played {
+            say(format!("{who}: {:.2} GB/s, p99 {:.1} ms, {:.0} MiB", one.speed, one.p99, one.rss_peak));
         }
     }
     let mut report = Report::new(format!(

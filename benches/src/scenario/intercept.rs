@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use self::bpf::{Accounting, Ran};
-use super::{Context, Metric, Need, Report, Scenario, Target, say};
+use super::{Context, Metric, Need, Report, Scenario, Target, bed::one_node, say};
 use crate::lab::{
     Cgroup, Daemon, binary,
-    cluster::{Cluster, Host, Link, Node, NodePlan, Plan},
+    cluster::{Cluster, Host, Node},
     run as output_of,
 };
 
@@ -116,18 +116,7 @@ struct Stage {
 
 impl Stage {
     fn open(context: &Context) -> Result<Self> {
-        let plan = Plan {
-            nodes: 1,
-            pondhawk: binary("pondhawk")?,
-            folder: context.data_in.clone(),
-            files: &["owner/model/tiny.bin:1MiB:1"],
-            hub: &[],
-            hub_link: Link::default(),
-            node_link: Link::default(),
-            scheduler: None,
-            node: NodePlan { intercept: true, more: "store:\n  keep_free: 64MiB\n".to_owned(), ..NodePlan::default() },
-        };
-        let mut cluster = Cluster::start(&plan).context("the node cannot be started")?;
+        let mut cluster = one_node(&context.data_in, &["owner/model/tiny.bin:1MiB:1"], &[], true)?;
         let server = cluster.add_pod()?;
         let mut accept = Vec::new();
         for (port, name) in PORTS {

@@ -61,15 +61,7 @@ fn run(context: &Context) -> Result<Report> {
     for kind in &KINDS {
         for streams in [1, 8] {
             let load = Load::clients(streams, time);
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            for round in 0..context.rounds(ROUNDS) {
-                // Whoever is first meets another machine than whoever is second.
-                let order = if round % 2 == 0 { [true, false] } else { [false, true] };
-                for own in order {
-                    let (server, into) = if own { (kind.ours, &mut ours) } else { (kind.theirs, &mut theirs) };
-                    into.push(bed.play(server, LABEL, &load)?);
-                }
-            }
+            let [ours, theirs] = bed.beside(context.rounds(ROUNDS), [kind.ours, kind.theirs], LABEL, &load)?;
             say(format!("{}, {streams} streams: {} against {}", kind.name, told(&ours), told(&theirs)));
             add(&mut report, kind, streams, &ours, &theirs);
         }

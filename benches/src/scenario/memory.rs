@@ -8,10 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Context, Metric, Need, Report, Scenario, Target, bed::PROXY, say};
+use super::{
+    Context, Metric, Need, Report, Scenario, Target,
+    bed::{PROXY, one_node},
+    say,
+};
 use crate::lab::{
     binary,
-    cluster::{Cluster, Link, Node, NodePlan, Plan},
+    cluster::{Cluster, Node},
     reset_peak, wait_until,
 };
 
@@ -100,18 +104,7 @@ const LABEL: &str = "owner/model/model.bin";
 
 fn cluster(context: &Context, size: u64) -> Result<Cluster> {
     let offer = format!("{LABEL}:{size}:1");
-    let plan = Plan {
-        nodes: 1,
-        pondhawk: binary("pondhawk")?,
-        folder: place(context, size).context("no room for the file")?.to_owned(),
-        files: &[&offer],
-        hub: &[],
-        hub_link: Link::default(),
-        node_link: Link::default(),
-        scheduler: None,
-        node: NodePlan { more: "store:\n  keep_free: 64MiB\n".to_owned(), ..NodePlan::default() },
-    };
-    Cluster::start(&plan).context("the node cannot be started")
+    one_node(place(context, size).context("no room for the file")?, &[&offer], &[], false)
 }
 
 /// The largest resident size while so many clients download this at once, in MiB.

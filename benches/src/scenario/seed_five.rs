@@ -1,18 +1,15 @@
 //! The five ways to a model that the field compares: straight from the Hub, cold through a node, from another node, from the own node,
 //! and from the client's own cache. With the real huggingface_hub.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
-use super::{Context, Metric, Need, Report, Scenario, Target, say};
+use super::{Context, Metric, Need, Report, Scenario, Target, bed::forget, say};
 use crate::{
     clients::{Client, Place, Recipe, Wanted},
     lab::{
         Cgroup, binary,
         cluster::{Cluster, Link, Node, NodePlan, Plan},
-        wait_until,
     },
     stage::run_client,
 };
@@ -40,7 +37,6 @@ const FILE: &str = "model.safetensors";
 const RATE: u64 = 1_000_000_000;
 const NODES: usize = 3;
 const ROUNDS: usize = 5;
-const FORGET: Duration = Duration::from_secs(20);
 
 /// Seconds of the five ways in one round, and files that left the origin for the middle three.
 struct Round {
@@ -133,7 +129,7 @@ impl<'a> Stage<'a> {
 
     /// All five ways in turn, from nodes that hold nothing.
     fn round(&self) -> Result<Round> {
-        self.forget()?;
+        self.cluster.nodes().iter().try_for_each(forget)?;
         let [first, second, ..] = self.cluster.nodes() else { anyhow::bail!("the plan has three nodes") };
         let direct = self.download(first, &self.apart, &self.home(first)?)?;
         self.cluster.hub().reset_stats()?;
@@ -158,18 +154,6 @@ impl<'a> Stage<'a> {
         let bundle = self.cluster.trusted(node)?;
         let place = Place { target: self.context.target.clone(), dir: folder.path().to_owned(), bundle };
         Ok(Home { recipe: CLIENT.recipe(&self.wanted, &place), _folder: folder })
-    }
-
-    /// Has the nodes drop what they hold. What is still in use a moment after its client's end is dropped when it is not.
-    fn forget(&self) -> Result<()> {
-        for node in self.cluster.nodes() {
-            let empty = || {
-                node.drop_tasks().ok()?;
-                node.holds_nothing().ok()?.then_some(())
-            };
-            wait_until(FORGET, empty).with_context(|| format!("{} does not drop what it holds", node.name()))?;
-        }
-        Ok(())
     }
 }
 

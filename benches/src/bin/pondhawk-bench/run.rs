@@ -11,8 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use pondhawk_bench::scenario::{self, Context, Machine, Outcome, Scenario};
-use tokio::signal::unix::{SignalKind, signal};
+use pondhawk_bench::{
+    scenario::{self, Context, Machine, Outcome, Scenario},
+    stage::watch_signals,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -127,18 +129,6 @@ fn verdict(outcomes: &[Outcome], interrupted: bool) -> ExitCode {
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     println!("wrote {}", path.display());
-    Ok(())
-}
-
-/// The scenario ends at its next wait, and takes down what it has set up.
-async fn watch_signals(interrupted: Arc<AtomicBool>) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result?,
-        _ = terminate.recv() => {}
-    }
-    interrupted.store(true, Ordering::Relaxed);
-    eprintln!("stopping, and cleaning up");
     Ok(())
 }
 

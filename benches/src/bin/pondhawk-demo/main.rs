@@ -10,11 +10,11 @@ mod story;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use pondhawk_bench::stage::watch_signals;
 
 use report::Report;
 
@@ -47,18 +47,6 @@ fn main() -> Result<()> {
     if !complaints.is_empty() {
         bail!("this is not what the demo is meant to show: {}", complaints.join("; "));
     }
-    Ok(())
-}
-
-/// The story ends at its next wait, and takes down what it has set up.
-async fn watch_signals(interrupted: Arc<AtomicBool>) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result?,
-        _ = terminate.recv() => {}
-    }
-    interrupted.store(true, Ordering::Relaxed);
-    eprintln!("stopping, and cleaning up");
     Ok(())
 }
 
