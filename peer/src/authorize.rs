@@ -274,7 +274,7 @@ impl Authorizer {
     }
 
     fn remember(&self, key: Key, request: &OriginRequest, probe: &Arc<Probe>) {
-        let life = expiry::of(&request.url).map_or(Duration::MAX, left_until).min(self.options.remember);
+        let life = life_of(&request.url, self.options.remember);
         if life.is_zero() {
             return;
         }
@@ -323,7 +323,7 @@ impl Drop for Boarded<'_> {
 }
 
 /// The question: URL with its query, window, and every header that may decide.
-fn key_of(request: &OriginRequest) -> Key {
+pub(crate) fn key_of(request: &OriginRequest) -> [u8; 32] {
     let mut deciding: Vec<(String, &[u8])> =
         request.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.as_slice())).collect();
     deciding.retain(|(name, _)| !NEUTRAL.contains(&name.as_str()));
@@ -340,6 +340,11 @@ fn key_of(request: &OriginRequest) -> Key {
         field(value);
     }
     hasher.finalize().into()
+}
+
+/// How long what was said about a URL may be remembered: until it expires, and no longer than `most`.
+pub(crate) fn life_of(url: &Url, most: Duration) -> Duration {
+    expiry::of(url).map_or(Duration::MAX, left_until).min(most)
 }
 
 fn left_until(unix_seconds: u64) -> Duration {

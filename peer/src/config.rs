@@ -57,6 +57,18 @@ section! {
         /// Which parts of a URL do not name the file.
         #[serde(deserialize_with = "document::section_or_default")]
         filter: Filter = Filter::default(),
+        /// Who may go where through the proxy port.
+        #[serde(deserialize_with = "document::section_or_default")]
+        proxy: Proxy = Proxy::default(),
+        /// The Hub under this node's own address, for clients that are told HF_ENDPOINT=http://node:65001.
+        #[serde(deserialize_with = "document::section_or_default")]
+        mirror: Mirror = Mirror::default(),
+        /// What is done with which URLs. Each rule has a `match`, a regular expression that is looked for in the whole URL; the
+        /// first that is found decides. `store: false` passes the request through; `https: true` asks the origin by https
+        /// though the client said http; `redirect: HOST` asks another host; `drop_params: [NAME, ...]` are no part
+        /// of the file's name; `public: true` serves what is kept without asking the origin. Tried with
+        /// `pondhawk explain URL`. Default none: files of intercept.hosts are kept, all else is passed through.
+        rules: Vec<Rule> = Vec::new(),
         /// How this node shares with others.
         #[serde(deserialize_with = "document::section_or_default")]
         swarm: Swarm = Swarm::default(),
@@ -209,6 +221,63 @@ section! {
         /// `utm_*`. Cost: two files that differ only there become one. Default none.
         drop_params: Vec<String> = Vec::new(),
     }
+}
+
+section! {
+    /// Who may go where through the proxy port.
+    Proxy {
+        /// Hosts that clients may reach through the proxy port beside intercept.hosts and those of `rules`: `host` (it and all
+        /// below) or `host:port`. Empty: every public one. What is not to be kept is passed on untouched, CONNECT as a tunnel. Default
+        /// empty: HTTPS_PROXY may be set for a whole shell.
+        allow: Vec<String> = Vec::new(),
+        /// Ports that clients may reach where `allow` names none. Default 80 and 443: no mail server, no database.
+        ports: Vec<u16> = vec![80, 443],
+        /// A file of lines `name:password`: the proxy then serves nobody else (Proxy-Authorization, Basic). The mirror's
+        /// clients cannot send these, so it is off with it. Cost: they travel unencrypted. Default null: anybody who reaches the port.
+        users: Option<PathBuf> = None,
+    }
+}
+
+section! {
+    /// The Hub under this node's own address.
+    Mirror {
+        /// The Hub that requests to the proxy port are for if they name no other host: `https://host`. null: such requests are
+        /// refused. Cost: its API and its small files pass through this node, with the clients' own tokens. Default
+        /// https://huggingface.co.
+        hub: Option<String> = Some("https://huggingface.co".into()),
+        /// The CDN that such requests are for if their path is one of its files' (`/repos/...`), which the Hub does not have: the
+        /// adapter of Dragonfly's guide sends these. Unit: `https://host`, one of intercept.hosts. null: they are the Hub's.
+        /// Default https://cdn-lfs.huggingface.co.
+        cdn: Option<String> = Some("https://cdn-lfs.huggingface.co".into()),
+    }
+}
+
+/// What is done with the URLs that a pattern is found in: see [`Config::rules`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// A regular expression.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Whether files are kept.
+    #[serde(default = "yes")]
+    pub store: bool,
+    /// Whether http becomes https.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub https: bool,
+    /// The host, with or without a port, that is asked instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<String>,
+    /// Query parameters that are no part of the name, beside `filter.drop_params`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_params: Vec<String>,
+    /// Whether what is kept is served unasked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub public: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 section! {

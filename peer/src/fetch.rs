@@ -4,11 +4,15 @@ use std::{
     collections::HashMap,
     ops::Range,
     rc::Rc,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
 use tokio::time::timeout;
+use url::Url;
 
 use crate::{
     authorize::{Allowed, Ground},
@@ -28,7 +32,7 @@ use crate::{
         download::Policy,
         driver::{self, DriverOptions, Handle, Offer, ReaderGuard, Status},
     },
-    task::{Bitmap, Identity, Layout, TaskId, id},
+    task::{Bitmap, Filter, Identity, Layout, Rules, TaskId, id},
 };
 
 /// What a request came to.
@@ -70,13 +74,48 @@ struct Running {
     handle: Handle,
     /// Pieces that some reader wanted at some time.
     wanted: Bitmap,
+    /// Whether the whole is wanted by the node itself, on some client's wish.
+    prefetched: AtomicBool,
     started: Instant,
 }
 
+/// How a request's file is named and given out, where that is not as everybody's.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// What is no part of the name; none: what holds for all.
+    pub filter: Option<Filter>,
+    /// Tells names without a hash apart.
+    pub namespace: Option<String>,
+    /// Whether what is held needs no consent.
+    pub public: bool,
+    /// Whether the rest of the file is wanted with a part of it.
+    pub prefetch: bool,
+}
+
+impl Terms {
+    fn identity(&self, url: &Url, rules: &Rules) -> Identity {
+        let identity = match &self.filter {
+            Some(filter) => Identity::of(url, &Rules { filter: filter.clone(), ..rules.clone() }),
+            None => Identity::of(url, rules),
+        };
+        identity.within(self.namespace.as_deref())
+    }
+}
+
 /// Finds or begins the task that a GET asks for, with the origin's consent for this client.
-pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead) -> Found {
+pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead, terms: &Terms) -> Found {
+    let found = find_one(shard, request, head, terms).await;
+    if let Found::Source(source) = &found
+        && terms.prefetch
+    {
+        source.prefetch();
+    }
+    found
+}
+
+async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead, terms: &Terms) -> Found {
     let node = &shard.node;
-    let identity = Identity::of(&request.url, &node.rules);
+    let identity = terms.identity(&request.url, &node.rules);
     if matches!(identity, Identity::Xorb { .. }) {
         return Found::Straight("xorbs are passed through".to_owned());
     }
@@ -86,6 +125,11 @@ pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
         return Found::Refused("parts of this file that were sent before were wrong: download it anew, and whole");
     }
     let held = id.and_then(|id| node.store.get(&id));
+    if let Some(held) =
+        held.as_ref().filter(|held| terms.public && held.bitmap().is_full() && !is_wrong(held.verdict()))
+    {
+        return Found::Source(Box::new(complete(Arc::clone(held), Ground::Public)));
+    }
     let allowed = match node.authorizer.authorize(&node.origin, request, held.is_some()).await {
         Ok(allowed) => allowed,
         Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
@@ -223,7 +267,8 @@ fn download(shard: &Rc<Shard>, request: &OriginRequest, probe: Arc<Probe>, held:
         None => {
             let handle = start(shard, Arc::clone(&held), offer);
             let wanted = Bitmap::new(held.meta.layout.pieces());
-            let begun = Arc::new(Running { handle, wanted, started: Instant::now() });
+            let begun =
+                Arc::new(Running { handle, wanted, prefetched: AtomicBool::default(), started: Instant::now() });
             running.insert(held.meta.id, Arc::clone(&begun));
             tokio_uring::spawn(follow(Arc::clone(node), Arc::clone(&held), Arc::clone(&begun)));
             (Outcome::Miss, begun)
@@ -386,6 +431,21 @@ impl Tasks {
 }
 
 impl Source {
+    /// Wants all of it, until the download has ended. One such reader is enough, whoever asks for more.
+    fn prefetch(&self) {
+        let Some(running) = self.running.clone() else { return };
+        if running.prefetched.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (whole, held) = (self.read(0..self.held.meta.layout.len()), Arc::clone(&self.held));
+        tokio_uring::spawn(async move {
+            let mut status = running.handle.watch();
+            // The sender lives as long as the download.
+            let _ = status.wait_for(|status| !matches!(status, Status::Running)).await;
+            drop((whole, held));
+        });
+    }
+
     /// Says that this request reads these bytes, so that a download brings them. `None` where there is none to tell.
     pub fn read(&self, bytes: Range<u64>) -> Option<Reading> {
         let running = self.running.as_ref()?;

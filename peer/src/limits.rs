@@ -59,6 +59,9 @@ pub const FETCH_STALL: Duration = Duration::from_secs(90);
 /// Bytes of a node's name in its cluster (RFC 1035 section 2.3.4: a DNS label; names may have dots).
 pub const NAME_LEN: usize = 63;
 
+/// Bytes of a JSON answer in which the mirror turns URLs to itself. A xet reconstruction of 10 GB has some 200 URLs of 1 KiB.
+pub const TURNED_BODY: usize = 16 << 20;
+
 /// Frames of a passed-through request body that may wait for the origin.
 pub const BODY_FRAMES: usize = 4;
 

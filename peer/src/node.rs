@@ -18,7 +18,14 @@ use crate::{
     authorize::{Authorizer, PublicRuleError},
     config::Config,
     fetch::Tasks,
-    http::{connection, route::Arrival, transport::Transport},
+    http::{
+        connection, mirror,
+        route::Arrival,
+        rules::{Front, FrontError},
+        transport::Transport,
+        tunnel::Distrusting,
+        users::{Users, UsersError},
+    },
     intercept::{InterceptError, Interceptor, Trust, listener},
     limits,
     metrics::{Metrics, Way},
@@ -70,6 +77,20 @@ pub enum NodeError {
     /// Query parameters to leave out.
     #[error("filter.drop_params: {0}")]
     Filter(#[from] crate::task::filter::PatternError),
+    /// The rules of the front.
+    #[error("{key}: {0}", key = .0.key())]
+    Front(#[from] FrontError),
+    /// The file of the proxy's users.
+    #[error("proxy.users: {file}: {source}")]
+    UsersFile {
+        /// Which.
+        file: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// What is in it.
+    #[error("proxy.users: {0}")]
+    Users(#[from] UsersError),
     /// The exemptions from authorisation.
     #[error("authorize.public: {0}")]
     Public(#[from] PublicRuleError),
@@ -109,6 +130,14 @@ pub struct Node {
     pub authorizer: Authorizer,
     /// What makes two URLs the same task.
     pub rules: Rules,
+    /// What is served and kept, and what may be reached through this node.
+    pub front: Front,
+    /// Who may use the proxy; none: anybody.
+    pub users: Option<Users>,
+    /// What the Hub said of late to clients of the mirror.
+    pub mirrored: mirror::Memory,
+    /// Clients of the proxy that do not trust the node.
+    pub distrusting: Distrusting,
     /// Downloads under way.
     pub tasks: Tasks,
     /// Other nodes; none where nothing is shared.

@@ -8,14 +8,14 @@ use std::ops::Range;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    fetch::{Failure, Reading, Source},
+    fetch::{Failure, Found, Reading, Source},
     http::{
         condition::Stored,
         connection::{Done, Exchange, ExchangeError, unix_now},
         forward,
         multipart::{Multipart, Segment},
         plan::{Plan, plan},
-        response::{self, Party, Selection},
+        response::{Party, Selection},
         transport::Transport,
     },
     limits,
@@ -53,13 +53,33 @@ impl BodyError {
     }
 }
 
+/// Answers a GET as it was found.
+pub async fn found(
+    exchange: Exchange,
+    transport: &mut Transport,
+    request: OriginRequest,
+    found: Found,
+) -> Result<Done, ExchangeError> {
+    match found {
+        Found::Source(source) => from_store(exchange, transport, request, *source).await,
+        Found::Refused(sentence) => exchange.refuse(transport, 502, Party::Origin, sentence).await,
+        Found::Answer(error) => forward::hand_on(exchange, transport, &error).await,
+        Found::Straight(why) => {
+            tracing::debug!(at = request.label(), why, "passed through");
+            forward::forward(exchange, transport, request).await
+        }
+    }
+}
+
 /// Answers a GET from a task, complete or on its way.
-pub async fn from_store(
+async fn from_store(
     exchange: Exchange,
     transport: &mut Transport,
     request: OriginRequest,
     source: Source,
 ) -> Result<Done, ExchangeError> {
+    let mut exchange = exchange;
+    exchange.extra.extend(about_task(&source));
     let (len, headers) = (source.held.meta.layout.len(), &source.held.meta.headers);
     let now = unix_now();
     let plan = plan(&exchange.head, &Stored::of(headers, now), len, now);
@@ -86,8 +106,21 @@ pub async fn from_store(
         }
     };
     let keep = exchange.keeps();
-    transport.send(response::stored_reply(&no_body, headers, &exchange.about(keep, source.age))).await?;
+    transport.send(exchange.stored_head(&no_body, headers, &exchange.about(keep, source.age))).await?;
     Ok(Done { outcome: source.outcome, keep })
+}
+
+/// Which task it is, and whether all of it was here: by our names, and those that Dragonfly's clients know.
+fn about_task(source: &Source) -> [(String, Vec<u8>); 4] {
+    let task = source.held.meta.id.to_string();
+    let finished = source.outcome == Outcome::Hit;
+    let field = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+    [
+        field("x-pondhawk-task", &task),
+        field("x-pondhawk-cache", source.outcome.name()),
+        field("x-dragonfly-task-id", &task),
+        field("x-dragonfly-task-download-finished", if finished { "true" } else { "false" }),
+    ]
 }
 
 /// The ranges of a plan that has a body.
@@ -181,7 +214,7 @@ impl<'a> Body<'a> {
                 let parts = Multipart::new(random_boundary(), content_type(stored), ranges, total);
                 let (content_type, content_length) = (parts.content_type(), parts.content_length());
                 let selection = Selection::Parts { content_type: &content_type, content_length };
-                transport.send(response::stored_reply(&selection, stored, &about)).await?;
+                transport.send(self.exchange.stored_head(&selection, stored, &about)).await?;
                 first_byte();
                 self.send_parts(transport, &parts).await?;
                 return Ok(Done { outcome: self.source.outcome, keep });
@@ -189,7 +222,7 @@ impl<'a> Body<'a> {
             Plan::Part(range) => (Selection::Part { range: range.clone(), total }, range),
             _ => (Selection::Whole { len: total }, 0..total),
         };
-        transport.send(response::stored_reply(&one.0, stored, &about)).await?;
+        transport.send(self.exchange.stored_head(&one.0, stored, &about)).await?;
         first_byte();
         self.send(transport, one.1).await?;
         Ok(Done { outcome: self.source.outcome, keep })

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use pondhawk_bench::{clients::Client, stage::Download};

@@ -279,7 +279,8 @@ fn requests_may_be_pipelined_and_bad_ones_are_refused_by_name() {
         ("nonsense\r\n\r\n", 400),
         (&long, 431),
         (&smuggled, 400),
-        ("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n", 501),
+        ("CONNECT a.example:22 HTTP/1.1\r\nHost: a.example:22\r\n\r\n", 403),
+        ("CONNECT 10.0.0.1:443 HTTP/1.1\r\nHost: 10.0.0.1:443\r\n\r\n", 403),
     ] {
         let mut connection = stage.node.connect();
         connection.write_all(bad.as_bytes()).unwrap();
@@ -287,7 +288,7 @@ fn requests_may_be_pipelined_and_bad_ones_are_refused_by_name() {
         assert_eq!(answer.status, status, "{bad:.60}");
         assert!(answer.header("x-pondhawk-error").unwrap().starts_with("client;"));
     }
-    assert_eq!(stage.node.get("https://metadata.internal/latest", &[]).status, 403);
+    assert_eq!(stage.node.get("http://169.254.169.254/latest", &[]).status, 403);
 }
 
 #[test]

@@ -202,9 +202,28 @@ impl Config {
                 return wrong("origin.overrides", format!("`{place}` {reason}"));
             }
         }
+        for (key, url) in [("mirror.hub", &self.mirror.hub), ("mirror.cdn", &self.mirror.cdn)] {
+            if let Some(reason) = url.as_deref().and_then(hub_problem) {
+                return wrong(key, reason.to_owned());
+            }
+        }
+        let front = crate::http::rules::Front::new(self).err();
+        if let Some(error) = front.filter(|error| matches!(error.key(), "rules" | "proxy.allow")) {
+            return wrong(error.key(), error.to_string());
+        }
         let odd = |name: &&String| name.is_empty() || *name == "*" || name.contains(['=', '&', '?']);
         let name = self.filter.drop_params.iter().find(odd)?;
         wrong("filter.drop_params", format!("`{name}` is no name of a query parameter"))
+    }
+}
+
+fn hub_problem(hub: &str) -> Option<&'static str> {
+    let Ok(url) = url::Url::parse(hub) else { return Some("must be a URL, as in https://huggingface.co") };
+    let plain = url.path() == "/" && url.query().is_none() && url.username().is_empty();
+    match url.scheme() {
+        "https" if plain => None,
+        "https" => Some("must be scheme and host alone, as in https://huggingface.co"),
+        _ => Some("must begin with https://: tokens pass through it"),
     }
 }
 

@@ -6,16 +6,24 @@ use std::{
 };
 
 use tokio::time::timeout;
+use url::Url;
 
 use super::{
     forward,
     head::{self, Framing, HeadError, HeadLimits, Parsed, RequestHead, Version},
-    response::{self, About, Party},
-    route::{self, Arrival},
+    mirror::{
+        self,
+        rewrite::{Base, Kind},
+    },
+    response::{self, About, Party, Selection},
+    route::{self, Arrival, ORIGIN_PREFIX, Route},
+    rules::{Front, Treatment},
     transport::{Transport, TransportError},
+    tunnel, users,
+    wishes::{self, Wishes},
 };
 use crate::{
-    fetch::{self, Found},
+    fetch::{self, Terms},
     limits,
     metrics::{Outcome, Way},
     reply,
@@ -51,9 +59,19 @@ pub async fn serve(
         if let Some(trusts) = trusts.take() {
             trusts();
         }
-        let exchange = Exchange::new(Rc::clone(&shard), head, &arrival);
+        let mut exchange = Exchange::new(Rc::clone(&shard), head, &arrival);
+        let route = exchange.route(&arrival);
         let way = exchange.way;
-        match exchange.run(&mut transport).await {
+        let run = match route {
+            Ok(Route::Tunnel { host, port }) => {
+                tunnel::serve(exchange, transport, host, port).await;
+                return None;
+            }
+            Ok(Route::Url(treatment)) => exchange.run(&mut transport, treatment).await,
+            Ok(Route::Mirror(url)) => mirror::serve(exchange, &mut transport, url).await,
+            Err(refusal) => exchange.refuse_with(&mut transport, refusal).await,
+        };
+        match run {
             Ok(Done { outcome, keep }) => {
                 shard.node.metrics.request(way, outcome);
                 if !keep {
@@ -105,38 +123,140 @@ pub struct Exchange {
     pub way: Way,
     /// When its head was complete.
     pub started: Instant,
-    arrival: Arrival,
+    /// Further fields of a reply from the store.
+    pub extra: Vec<(String, Vec<u8>)>,
+    wishes: Wishes,
+    /// Where the client's URLs begin, if this node takes the Hub's place.
+    base: Option<Base>,
+}
+
+/// An error of the node's own, before the request has gone anywhere.
+struct Refusal {
+    status: u16,
+    sentence: String,
+    fields: &'static [(&'static str, &'static str)],
+}
+
+impl Refusal {
+    fn new(status: u16, error: &impl std::error::Error) -> Self {
+        Self { status, sentence: error.to_string(), fields: &[] }
+    }
 }
 
 impl Exchange {
     fn new(shard: Rc<Shard>, head: RequestHead, arrival: &Arrival) -> Self {
         let way = match arrival {
-            Arrival::Intercepted { .. } => Way::Intercept,
+            Arrival::Terminated { way, .. } => *way,
             Arrival::Proxy => Way::Proxy,
         };
-        Self { shard, head, way, started: Instant::now(), arrival: arrival.clone() }
+        let wishes = Wishes::default();
+        Self { shard, head, way, started: Instant::now(), extra: Vec::new(), wishes, base: None }
     }
 
-    async fn run(self, transport: &mut Transport) -> Result<Done, ExchangeError> {
-        let url = match route::url_of(&self.head, &self.arrival, self.shard.node.tls.suffixes()) {
-            Ok(url) => url,
-            Err(error) => return self.refuse(transport, error.status(), Party::Client, &error.to_string()).await,
-        };
-        let headers = response::end_to_end(&self.head.headers).map(|(name, value)| (name.to_owned(), value.to_vec()));
-        let request = OriginRequest::new(url, headers.collect());
+    /// Where the request goes; notes what it asks of the node, and whether it came for the Hub.
+    fn route(&mut self, arrival: &Arrival) -> Result<Route, Refusal> {
+        if let (Arrival::Proxy, Some(users)) = (arrival, &self.shard.node.users)
+            && !users.admit(self.head.get("proxy-authorization"))
+        {
+            let sentence = "this proxy serves those whom proxy.users names".to_owned();
+            return Err(Refusal { status: 407, sentence, fields: &[("proxy-authenticate", users::CHALLENGE)] });
+        }
+        self.wishes = Wishes::of(&self.head).map_err(|error| Refusal::new(400, &error))?;
+        let route = route::route(&self.head, arrival, &self.wishes, self.front());
+        let route = route.map_err(|error| Refusal::new(error.status(), &error))?;
+        let mirrored = |path: &str| path.starts_with(ORIGIN_PREFIX);
+        match &route {
+            Route::Tunnel { .. } => self.way = Way::Connect,
+            Route::Mirror(_) => self.take_hubs_place(),
+            Route::Url(_) if *arrival == Arrival::Proxy && self.head.target.path_and_query().is_some_and(mirrored) => {
+                self.take_hubs_place();
+            }
+            Route::Url(_) => {}
+        }
+        Ok(route)
+    }
+
+    fn take_hubs_place(&mut self) {
+        self.way = Way::Mirror;
+        if let (Some(hub), Some(host)) = (self.front().hub(), self.head.host()) {
+            let hub = hub.as_str().trim_end_matches('/').to_owned();
+            self.base = Some(Base { ours: format!("http://{host}"), hub });
+        }
+    }
+
+    async fn run(self, transport: &mut Transport, treatment: Treatment) -> Result<Done, ExchangeError> {
+        let request = self.request(treatment.url.clone());
         let plain_get = self.head.method == "GET" && self.head.framing() == Framing::None;
-        if !plain_get || self.head.upgrade().is_some() {
+        if !plain_get || self.head.upgrade().is_some() || !self.may_store(&treatment) || self.turns_bodies() {
             return forward::forward(self, transport, request).await;
         }
-        match fetch::find(&self.shard, &request, &self.head).await {
-            Found::Source(source) => reply::from_store(self, transport, request, *source).await,
-            Found::Refused(sentence) => self.refuse(transport, 502, Party::Origin, sentence).await,
-            Found::Answer(error) => forward::hand_on(self, transport, &error).await,
-            Found::Straight(why) => {
-                tracing::debug!(at = request.label(), why, "passed through");
-                forward::forward(self, transport, request).await
-            }
+        let found = fetch::find(&self.shard, &request, &self.head, &self.naming(&treatment)).await;
+        reply::found(self, transport, request, found).await
+    }
+
+    /// The rules of what is served, kept and reached.
+    pub fn front(&self) -> &Front {
+        &self.shard.node.front
+    }
+
+    /// What an origin is asked in this request's name.
+    pub fn request(&self, url: Url) -> OriginRequest {
+        let headers = response::end_to_end(&self.head.headers).filter(|(name, _)| !wishes::is_wish(name));
+        let mut headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
+        if self.base.is_some() && matches!(Kind::of(&url), Kind::Links) {
+            headers.retain(|(name, _)| name != "accept-encoding");
+            headers.push(("accept-encoding".to_owned(), b"identity".to_vec()));
         }
+        OriginRequest::new(url, headers)
+    }
+
+    /// Whether the store may have the file: the client's own wish outranks the rule.
+    pub fn may_store(&self, treatment: &Treatment) -> bool {
+        self.wishes.store.unwrap_or(treatment.store)
+    }
+
+    /// How the file is named and given out.
+    pub fn naming(&self, treatment: &Treatment) -> Terms {
+        let mut filter = treatment.filter.clone();
+        if !self.wishes.drop_params.is_empty() {
+            let base = filter.unwrap_or_else(|| self.shard.node.rules.filter.clone());
+            // Names that are none drop nothing.
+            filter = Some(base.clone().and(&self.wishes.drop_params).unwrap_or(base));
+        }
+        let Treatment { public, .. } = *treatment;
+        Terms { filter, namespace: self.wishes.namespace.clone(), public, prefetch: self.wishes.prefetch }
+    }
+
+    /// Turns what an answer's headers lead to, where this node takes the Hub's place.
+    pub fn turn(&self, headers: &mut [(String, Vec<u8>)]) {
+        if let Some(base) = &self.base {
+            base.turn_headers(headers, self.front());
+        }
+    }
+
+    /// Whether the answer's body is JSON whose URLs must lead here.
+    pub fn turns_bodies(&self) -> bool {
+        let kind = || self.head.url("https").map(|url| Kind::of(&url));
+        self.base.is_some() && self.head.method != "HEAD" && kind() == Some(Kind::Links)
+    }
+
+    /// Such a body; `None`: it is no JSON.
+    pub fn turned_json(&self, body: &[u8]) -> Option<Vec<u8>> {
+        self.base.as_ref()?.turned_json(body, self.front())
+    }
+
+    /// The head of a reply from the store.
+    pub fn stored_head(&self, selection: &Selection<'_>, stored: &[(String, Vec<u8>)], about: &About) -> Vec<u8> {
+        response::with_fields(response::stored_reply(selection, stored, about), &self.extra)
+    }
+
+    async fn refuse_with(self, transport: &mut Transport, refusal: Refusal) -> Result<Done, ExchangeError> {
+        let Refusal { status, sentence, fields } = refusal;
+        let keep = self.keeps() && self.head.framing() == Framing::None && self.head.method != "CONNECT";
+        let head_only = self.head.method == "HEAD";
+        let about = self.about(keep, 0);
+        transport.send(response::error_reply(status, Party::Client, &sentence, fields, head_only, &about)).await?;
+        Ok(Done { outcome: Outcome::Refused, keep })
     }
 
     /// Answers with an error of our own. The connection is kept if the request had no body that is still to come.

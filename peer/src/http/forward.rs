@@ -65,7 +65,8 @@ pub async fn hand_on(
         return exchange.refuse(transport, error.status().as_u16(), Party::Origin, &error.to_string()).await;
     };
     let keep = exchange.keeps();
-    let headers = pairs(&answer.headers);
+    let mut headers = pairs(&answer.headers);
+    exchange.turn(&mut headers);
     let length = RelayedBody::Length(answer.body.len() as u64);
     let mut reply = response::relayed_reply(answer.status.as_u16(), &headers, length, &exchange.about(keep, 0));
     reply.extend_from_slice(&answer.body);
@@ -82,6 +83,10 @@ async fn relay(
     let (parts, mut body) = answer.into_parts();
     let mut headers = pairs(&parts.headers);
     headers.retain(|(name, _)| name != "content-length");
+    exchange.turn(&mut headers);
+    if parts.status.is_success() && exchange.turns_bodies() {
+        return turned(exchange, transport, parts.status.as_u16(), &headers, body, upload).await;
+    }
     let framing = relayed_framing(exchange, parts.status.as_u16(), &parts.headers, &body);
     // The head promises to keep the connection before it is known whether all of the request was read.
     let keep = exchange.keeps() && upload.whole && framing != RelayedBody::UntilClose;
@@ -107,6 +112,43 @@ async fn relay(
         }
     }
     Ok(Done { outcome: outcome_of(parts.status.as_u16()), keep })
+}
+
+/// A JSON body whose URLs lead to the mirror. The whole of it is needed; what is longer than
+/// [`limits::TURNED_BODY`] is an error, since passed on as it is it would lead past the node without a word.
+async fn turned(
+    exchange: &Exchange,
+    transport: &mut Transport,
+    status: u16,
+    headers: &[(String, Vec<u8>)],
+    mut body: OriginBody,
+    mut upload: Upload,
+) -> Result<Done, ExchangeError> {
+    let mut whole = Vec::new();
+    loop {
+        let chunk = tokio::select! {
+            chunk = body.chunk() => chunk?,
+            ready = upload.ready(transport), if upload.goes_on() => {
+                upload.step(ready, transport).await;
+                continue;
+            }
+        };
+        let Some(chunk) = chunk else { break };
+        whole.extend_from_slice(&chunk);
+        if whole.len() > limits::TURNED_BODY {
+            let sentence = "the answer is longer than the mirror can turn to itself";
+            return exchange.refuse(transport, 502, Party::Node, sentence).await;
+        }
+    }
+    let whole = exchange.turned_json(&whole).unwrap_or(whole);
+    let keep = exchange.keeps() && upload.whole;
+    let length = RelayedBody::Length(whole.len() as u64);
+    let mut reply = response::relayed_reply(status, headers, length, &exchange.about(keep, 0));
+    exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
+    exchange.shard.node.metrics.sent(whole.len() as u64);
+    reply.extend_from_slice(&whole);
+    transport.send(reply).await?;
+    Ok(Done { outcome: outcome_of(status), keep })
 }
 
 fn outcome_of(status: u16) -> Outcome {

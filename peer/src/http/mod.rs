@@ -8,13 +8,18 @@ pub mod date;
 pub mod etag;
 pub mod forward;
 pub mod head;
+pub mod mirror;
 pub mod multipart;
 pub mod plan;
 pub mod range;
 pub mod response;
 pub mod route;
+pub mod rules;
 pub mod target;
 pub mod transport;
+pub mod tunnel;
+pub mod users;
+pub mod wishes;
 
 pub use cacheable::{Asked, Cacheability, Cacheable};
 pub use chunked::Chunked;

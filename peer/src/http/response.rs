@@ -180,6 +180,19 @@ pub fn error_reply(
     reply
 }
 
+/// A head with further fields, put before its end.
+///
+/// # Panics
+/// If `head` does not end with an empty line.
+pub fn with_fields(head: Vec<u8>, fields: &[(String, Vec<u8>)]) -> Vec<u8> {
+    assert!(head.ends_with(b"\r\n\r\n"), "a head ends with an empty line");
+    let mut head = Head(head);
+    head.0.truncate(head.0.len() - 2);
+    fields.iter().for_each(|(name, value)| head.add(name, value));
+    head.0.extend_from_slice(b"\r\n");
+    head.0
+}
+
 /// The headers that are meant for the next hop: without the connection's own (RFC 9110 §7.6.1) and those that
 /// Connection names. Alt-Svc goes too: it would lead the client to another port of the origin, around us. For requests
 /// and responses; names in lower case.

@@ -116,6 +116,25 @@ impl Transport {
         }
     }
 
+    /// Where the client is.
+    pub fn peer_addr(&self) -> std::net::SocketAddr {
+        match &self.wire {
+            Wire::Plain(socket) => socket.peer_addr(),
+            Wire::Tls(stream) => stream.socket().peer_addr(),
+        }
+    }
+
+    /// The socket of a plain connection and what was read ahead, for a protocol that is not HTTP.
+    ///
+    /// # Panics
+    /// On a TLS connection: tunnels within tunnels are refused before.
+    pub fn into_socket(self) -> (Socket, Vec<u8>) {
+        match self.wire {
+            Wire::Plain(socket) => (socket, self.pending),
+            Wire::Tls(_) => unreachable!("route() takes CONNECT on plain connections only"),
+        }
+    }
+
     /// Ends the connection in an orderly way: what was sent arrives even if the client is still sending. Closing with input
     /// unread would make the kernel reset the connection and drop the end of the reply (RFC 9112 section 9.6).
     pub async fn close(self) {

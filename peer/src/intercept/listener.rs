@@ -13,9 +13,9 @@ use super::{
 use crate::{
     http::{connection, route::Arrival, transport::Transport},
     limits,
-    metrics::{BypassReason, Direction, HandshakeFailure, PassReason},
+    metrics::{BypassReason, Direction, HandshakeFailure, PassReason, Way},
     shard::Shard,
-    tls::{AcceptError, Distrust, TlsStream},
+    tls::{AcceptError, Distrust, Suffixes, TlsStream},
     uring::Socket,
 };
 
@@ -29,7 +29,7 @@ pub async fn intercepted(shard: Rc<Shard>, interceptor: Arc<Interceptor>, socket
         return;
     };
     let caught = Caught { shard, interceptor, socket, flow };
-    let (first, what) = caught.look().await;
+    let (first, what) = look(&caught.socket, Vec::new(), caught.shard.node.tls.suffixes()).await;
     match what {
         Look::Ours(name) => caught.ours(first, name).await,
         Look::NotOurs(reason) => caught.not_ours(first, reason).await,
@@ -45,57 +45,59 @@ struct Caught {
     flow: Flow,
 }
 
-enum Look {
+/// What a connection turned out to be.
+pub(crate) enum Look {
+    /// TLS for this server name, one of ours.
     Ours(String),
+    /// Anything else.
     NotOurs(PassReason),
+    /// The client has left.
     Gone,
 }
 
+/// Reads until it is clear what the client speaks, after the bytes that have come already; gives back all that was read.
+pub(crate) async fn look(socket: &Socket, already: Vec<u8>, ours: &Suffixes) -> (Vec<u8>, Look) {
+    let mut first = already;
+    let deadline = Instant::now() + limits::HELLO_WAIT;
+    loop {
+        match judge(&first, ours).filter(|_| !first.is_empty()) {
+            None => {}
+            // Gone before our answer, as after we hung for a while: that says nothing about trust.
+            Some(Look::Ours(_)) if socket.peer_left() => return (first, Look::Gone),
+            Some(look) => return (first, look),
+        }
+        // Only the wait is dropped at the deadline, never a receive: its bytes would be lost.
+        match timeout_at(deadline, socket.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return (first, Look::Gone),
+            Err(_) => return (first, Look::NotOurs(PassReason::Silent)),
+        }
+        first.reserve(limits::HELLO_READ);
+        let (received, bytes) = socket.recv(first).await;
+        first = bytes;
+        match received {
+            Err(_) => return (first, Look::Gone),
+            // A half-close is for the destination to see, even before the first byte.
+            Ok(0) => return (first, Look::NotOurs(PassReason::NotTls)),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// None while it cannot be told.
+fn judge(first: &[u8], ours: &Suffixes) -> Option<Look> {
+    match client_hello::parse(first) {
+        Hello::Incomplete { .. } => None,
+        Hello::NotTls => Some(Look::NotOurs(PassReason::NotTls)),
+        // A cover name or GREASE: they look the same, and the first is not for us to answer.
+        Hello::Tls { ech: true, .. } => Some(Look::NotOurs(PassReason::Ech)),
+        Hello::Tls { sni: None, .. } => Some(Look::NotOurs(PassReason::NoServerName)),
+        Hello::Tls { sni: Some(name), .. } if ours.covers(&name) => Some(Look::Ours(name)),
+        Hello::Tls { .. } => Some(Look::NotOurs(PassReason::OtherHost)),
+    }
+}
+
 impl Caught {
-    /// Reads until it is clear what the client speaks; gives back what was read.
-    async fn look(&self) -> (Vec<u8>, Look) {
-        let mut first = Vec::new();
-        let deadline = Instant::now() + limits::HELLO_WAIT;
-        loop {
-            // Only the wait is dropped at the deadline, never a receive: its bytes would be lost.
-            match timeout_at(deadline, self.socket.readable()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return (first, Look::Gone),
-                Err(_) => return (first, Look::NotOurs(PassReason::Silent)),
-            }
-            first.reserve(limits::HELLO_READ);
-            let (received, bytes) = self.socket.recv(first).await;
-            first = bytes;
-            match received {
-                Err(_) => return (first, Look::Gone),
-                // A half-close is for the destination to see, even before the first byte.
-                Ok(0) => return (first, Look::NotOurs(PassReason::NotTls)),
-                Ok(_) => {}
-            }
-            match self.judge(&first) {
-                None => {}
-                // Gone before our answer, as after we hung for a while: that says nothing about trust.
-                Some(Look::Ours(_)) if self.socket.peer_left() => return (first, Look::Gone),
-                Some(look) => return (first, look),
-            }
-        }
-    }
-
-    /// None while it cannot be told.
-    fn judge(&self, first: &[u8]) -> Option<Look> {
-        match client_hello::parse(first) {
-            Hello::Incomplete { .. } => None,
-            Hello::NotTls => Some(Look::NotOurs(PassReason::NotTls)),
-            // A cover name or GREASE: they look the same, and the first is not for us to answer.
-            Hello::Tls { ech: true, .. } => Some(Look::NotOurs(PassReason::Ech)),
-            Hello::Tls { sni: None, .. } => Some(Look::NotOurs(PassReason::NoServerName)),
-            Hello::Tls { sni: Some(name), .. } if self.shard.node.tls.suffixes().covers(&name) => {
-                Some(Look::Ours(name))
-            }
-            Hello::Tls { .. } => Some(Look::NotOurs(PassReason::OtherHost)),
-        }
-    }
-
     async fn not_ours(&self, first: Vec<u8>, reason: PassReason) {
         let node = &self.shard.node;
         node.metrics.passthrough(reason);
@@ -119,7 +121,7 @@ impl Caught {
             Ok(stream) => {
                 let stall = node.config.limits.send_stall.get();
                 let transport = Transport::tls(stream, self.shard.pool.clone(), stall);
-                let arrival = Arrival::Intercepted { name: name.clone() };
+                let arrival = Arrival::Terminated { name: name.clone(), way: Way::Intercept };
                 let (since, source) = (Instant::now(), self.flow.source);
                 let mut proven = None;
                 let trusts = || proven = Some(node.trust.requested(source, std::time::Instant::now()));

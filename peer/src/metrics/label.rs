@@ -39,6 +39,10 @@ labels! {
         Intercept = "intercept",
         /// Sent to the proxy port.
         Proxy = "proxy",
+        /// Through a tunnel that a client of the proxy port asked for (CONNECT).
+        Connect = "connect",
+        /// For the Hub, whose place the proxy port takes.
+        Mirror = "mirror",
     }
 
     /// What became of a request.
@@ -139,6 +143,13 @@ labels! {
         Server = "5xx",
         /// No answer: connect, TLS, cut, stall.
         Failed = "failed",
+    }
+}
+
+impl Outcome {
+    /// As metrics and `X-Pondhawk-Cache` spell it.
+    pub fn name(self) -> &'static str {
+        self.text()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     authorize::{AuthorizeOptions, Authorizer},
     config::{self, Config, InterceptMode, Switch},
     fetch::Tasks,
+    http::{mirror, rules::Front, tunnel::Distrusting, users::Users},
     intercept::{self, InterceptError, Interceptor, Trust},
     metrics::{Metrics, Scraped, StoreGauges},
     shard::{Connections, Pulses},
@@ -56,6 +57,8 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
         filter: Filter::default().and(&config.filter.drop_params)?,
         ..Rules::default()
     };
+    let front = Front::new(&config)?;
+    let users = config.proxy.users.as_deref().map(read_users).transpose()?;
     scrape(&metrics, &store, interceptor.as_ref().ok());
     let node = Node {
         authorizer: Authorizer::new(authorize_options(&config)?),
@@ -63,6 +66,10 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
         pulses: Pulses::new(shares.len()),
         trust: Trust::default(),
         tasks: Tasks::new(config.limits.downloads as usize),
+        front,
+        users,
+        mirrored: mirror::Memory::default(),
+        distrusting: Distrusting::default(),
         origin: Arc::new(origin),
         cluster,
         started: Instant::now(),
@@ -77,6 +84,11 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
         bound,
     };
     Ok((Arc::new(node), shares))
+}
+
+fn read_users(file: &Path) -> Result<Users, NodeError> {
+    let failed = |source| NodeError::UsersFile { file: file.display().to_string(), source };
+    Ok(Users::parse(&std::fs::read_to_string(file).map_err(failed)?)?)
 }
 
 /// The soft limit of descriptors is for programs that use select(2).

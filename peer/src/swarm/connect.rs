@@ -103,9 +103,7 @@ impl Connector {
     pub(super) async fn connect(&self, place: &Place, at: &str) -> Result<Stream, OriginError> {
         let deadline = Instant::now() + self.options.timeout;
         let late = |waiting| OriginError::Timeout { at: at.to_owned(), waiting };
-        let addresses =
-            timeout_at(deadline, self.addresses(place, at)).await.map_err(|_| late("resolving the name"))??;
-        let socket = self.connect_one_of(&addresses, deadline, at).await?;
+        let socket = self.reach(place, deadline, at).await?;
         if !place.tls {
             return Ok(TokioIo::new(Box::new(socket)));
         }
@@ -113,6 +111,18 @@ impl Connector {
         let secured =
             timeout_at(deadline, self.tls.connect(name, socket)).await.map_err(|_| late("in the TLS handshake"))?;
         Ok(TokioIo::new(Box::new(secured.map_err(|error| handshake_error(error, at))?)))
+    }
+
+    /// A new TCP connection to `place`, whatever is to be spoken on it.
+    pub(super) async fn dial(&self, place: &Place, at: &str) -> Result<std::net::TcpStream, OriginError> {
+        let socket = self.reach(place, Instant::now() + self.options.timeout, at).await?;
+        socket.into_std().map_err(|source| OriginError::Connect { at: at.to_owned(), source })
+    }
+
+    async fn reach(&self, place: &Place, deadline: Instant, at: &str) -> Result<TcpStream, OriginError> {
+        let late = |_| OriginError::Timeout { at: at.to_owned(), waiting: "resolving the name" };
+        let addresses = timeout_at(deadline, self.addresses(place, at)).await.map_err(late)??;
+        self.connect_one_of(&addresses, deadline, at).await
     }
 
     /// The permitted addresses of `place`, remembered for [`NAME_TTL`].

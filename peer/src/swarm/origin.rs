@@ -235,6 +235,14 @@ impl Origin {
         self.send(sender, call, body.map_err(Into::into).boxed_unsync(), None).await.map_err(|failed| failed.error)
     }
 
+    /// A TCP connection to `host` (a name, or an address; IPv6 in brackets or not) for a client's tunnel: same rules for
+    /// addresses, same mark.
+    pub async fn tunnel(&self, host: &str, port: u16) -> Result<std::net::TcpStream, OriginError> {
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let at = format!("{host}:{port}");
+        self.connector.dial(&Place { tls: false, host, port }, &at).await
+    }
+
     /// A GET with redirects followed: private addresses are refused and TLS is verified at each hop, credentials stay with the
     /// host that the client gave them to, https never becomes http.
     async fn follow(

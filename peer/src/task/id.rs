@@ -120,6 +120,15 @@ impl Identity {
         }
     }
 
+    /// The identity among those of one namespace: names are told apart by it, hashes mean the same bytes everywhere.
+    pub fn within(self, namespace: Option<&str>) -> Self {
+        match (self, namespace) {
+            // No URL holds a line break.
+            (Self::Named(name), Some(namespace)) => Self::Named(format!("{name}\n{namespace}")),
+            (identity, _) => identity,
+        }
+    }
+
     /// Whether the identity holds a hash of the content, so that it needs no validator.
     pub fn is_content_addressed(&self) -> bool {
         !matches!(self, Self::Named(_))

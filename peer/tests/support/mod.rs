@@ -75,6 +75,19 @@ impl Site {
         download
     }
 
+    /// Requests of the node, by way in and outcome as its metrics spell them.
+    pub(crate) fn requests(&self, way: &str, outcome: &str) -> u64 {
+        let metrics = self.stage.lab().node().netns.curl(&["http://127.0.0.1:65002/metrics"]).unwrap();
+        let series = format!("pondhawk_requests_total{{way=\"{way}\",outcome=\"{outcome}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        value.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
+    }
+
+    /// What the node wrote.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.stage.data_dir().with_file_name("pondhawk.log")).unwrap_or_default()
+    }
+
     /// What the hub sent of the file since its start, as a multiple of its size.
     pub(crate) fn origin_ratio(&self) -> f64 {
         self.stage.origin_bytes(&self.wanted).unwrap() as f64 / self.wanted.size as f64

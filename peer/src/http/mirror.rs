@@ -1,0 +1,187 @@
+//! The Hub under this node's own address (`HF_ENDPOINT=http://node:65001`).
+//!
+//! Every question goes to the Hub with the caller's own token, and its answer comes back with the URLs in it turned to this
+//! node. A file that the Hub redirects to a CDN is answered here, from the store, so that clients which follow redirects
+//! within one host still see the Hub's headers; the Hub's answer about it is remembered for as long as any consent is.
+//! Small files are kept under their commit's URL, never under a branch's.
+
+pub mod rewrite;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hyper::Method;
+use tokio::time::Instant;
+use url::Url;
+
+use super::{
+    connection::{Done, Exchange, ExchangeError},
+    forward::{self, pairs},
+    response::{self, RelayedBody},
+    transport::Transport,
+};
+use crate::{
+    authorize,
+    fetch::{self, Found},
+    metrics::Outcome,
+    reply,
+    swarm::{OriginError, OriginRequest},
+};
+use rewrite::{Kind, Resolved};
+
+/// The Hub's answers about files that are remembered: some 2 KiB each.
+const MAX_ANSWERS: usize = 2048;
+
+/// What the Hub said about a file to one caller.
+#[derive(Debug)]
+pub struct Answer {
+    status: u16,
+    /// Names in lower case.
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+/// What the Hub said of late, by URL and by whoever asked.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Answers>);
+
+/// Until when each is remembered.
+type Answers = HashMap<[u8; 32], (Instant, Arc<Answer>)>;
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, key: &[u8; 32]) -> Option<Arc<Answer>> {
+        self.lock().get(key).filter(|(until, _)| *until > Instant::now()).map(|(_, answer)| Arc::clone(answer))
+    }
+
+    /// Where there is no room, nothing is remembered: the Hub is asked again.
+    fn put(&self, key: [u8; 32], answer: &Arc<Answer>, life: Duration) {
+        let (mut all, now) = (self.lock(), Instant::now());
+        if all.len() >= MAX_ANSWERS {
+            all.retain(|_, (until, _)| *until > now);
+        }
+        if all.len() < MAX_ANSWERS && !life.is_zero() {
+            all.insert(key, (now + life, Arc::clone(answer)));
+        }
+    }
+
+    fn forget(&self, key: &[u8; 32]) {
+        self.lock().remove(key);
+    }
+}
+
+/// Answers a request for the Hub at `url`.
+pub async fn serve(exchange: Exchange, transport: &mut Transport, url: Url) -> Result<Done, ExchangeError> {
+    let request = exchange.request(url);
+    let file = match Kind::of(&request.url) {
+        Kind::File { before, revision, after } => (before, revision, after),
+        Kind::Links | Kind::Other => return forward::forward(exchange, transport, request).await,
+    };
+    if !matches!(exchange.head.method.as_str(), "GET" | "HEAD") {
+        return forward::forward(exchange, transport, request).await;
+    }
+    let key = authorize::key_of(&request);
+    let answer = match ask(&exchange, key, &request).await {
+        Ok(answer) => answer,
+        Err(error) => return forward::hand_on(exchange, transport, &error).await,
+    };
+    let resolved = rewrite::resolved(answer.status, &answer.headers, &request.url);
+    match resolved {
+        Resolved::Elsewhere(url) if exchange.head.method == "HEAD" && exchange.front().serves(host(&url)) => {
+            head(&exchange, transport, &answer).await
+        }
+        Resolved::Elsewhere(url) if exchange.front().serves(host(&url)) => {
+            elsewhere(exchange, transport, &request, url, &answer, key).await
+        }
+        Resolved::Here if exchange.head.method == "GET" => small(exchange, transport, request, file, &answer).await,
+        _ => forward::forward(exchange, transport, request).await,
+    }
+}
+
+fn host(url: &Url) -> &str {
+    url.host_str().unwrap_or_default()
+}
+
+/// One question for a file's many ranges; what the Hub refuses is not remembered.
+async fn ask(exchange: &Exchange, key: [u8; 32], request: &OriginRequest) -> Result<Arc<Answer>, OriginError> {
+    let node = &exchange.shard.node;
+    if let Some(known) = node.mirrored.get(&key) {
+        return Ok(known);
+    }
+    let mut question = request.clone();
+    question.headers.retain(|(name, _)| name != "range" && !name.starts_with("if-"));
+    let response = node.origin.forward(Method::HEAD, &question, http_body_util::Empty::<bytes::Bytes>::new()).await?;
+    let answer = Arc::new(Answer { status: response.status().as_u16(), headers: pairs(response.headers()) });
+    let life = match rewrite::resolved(answer.status, &answer.headers, &request.url) {
+        Resolved::Elsewhere(url) => authorize::life_of(&url, node.config.authorize.cap.0),
+        Resolved::Here => node.config.authorize.cap.0,
+        Resolved::Other => Duration::ZERO,
+    };
+    node.mirrored.put(key, &answer, life);
+    Ok(answer)
+}
+
+/// The Hub's redirect of a HEAD, as if it had the file itself.
+async fn head(exchange: &Exchange, transport: &mut Transport, answer: &Answer) -> Result<Done, ExchangeError> {
+    let keep = exchange.keeps();
+    let (mut headers, len) = rewrite::as_if_here(&answer.headers);
+    exchange.turn(&mut headers);
+    let body = len.map_or(RelayedBody::None, RelayedBody::Length);
+    transport.send(response::relayed_reply(200, &headers, body, &exchange.about(keep, 0))).await?;
+    Ok(Done { outcome: Outcome::Passed, keep })
+}
+
+/// A file whose bytes a CDN has: the token stays with the Hub, as it does when clients follow the redirect.
+async fn elsewhere(
+    exchange: Exchange,
+    transport: &mut Transport,
+    request: &OriginRequest,
+    url: Url,
+    answer: &Answer,
+    key: [u8; 32],
+) -> Result<Done, ExchangeError> {
+    let mut exchange = exchange;
+    let told = |name: &str| name.starts_with("x-repo-") || name.starts_with("x-linked-");
+    exchange.extra.extend(answer.headers.iter().filter(|(name, _)| told(name)).cloned());
+    let mut headers = request.headers.clone();
+    headers.retain(|(name, _)| !matches!(name.as_str(), "authorization" | "cookie"));
+    let treatment = exchange.front().treat(url);
+    let at_cdn = OriginRequest::new(treatment.url.clone(), headers);
+    let node = Arc::clone(&exchange.shard.node);
+    let found = fetch::find(&exchange.shard, &at_cdn, &exchange.head, &exchange.naming(&treatment)).await;
+    // A URL that the CDN no longer takes must not be remembered.
+    if matches!(found, Found::Answer(_)) {
+        node.mirrored.forget(&key);
+    }
+    reply::found(exchange, transport, at_cdn, found).await
+}
+
+/// A file of the Hub's own: kept by its commit, which the answer tells where the path names a branch.
+async fn small(
+    exchange: Exchange,
+    transport: &mut Transport,
+    request: OriginRequest,
+    (before, revision, after): (String, String, String),
+    answer: &Answer,
+) -> Result<Done, ExchangeError> {
+    let told = answer.headers.iter().find(|(name, _)| name == "x-repo-commit");
+    let told = told.and_then(|(_, value)| String::from_utf8(value.clone()).ok());
+    let commit = Some(revision).filter(|revision| rewrite::is_commit(revision)).or(told);
+    let Some(commit) = commit.filter(|commit| rewrite::is_commit(commit)) else {
+        return forward::forward(exchange, transport, request).await;
+    };
+    let mut by_commit = request;
+    by_commit.url.set_path(&format!("{before}{commit}{after}"));
+    let mut treatment = exchange.front().treat(by_commit.url.clone());
+    treatment.store |= treatment.rule.is_none();
+    if !exchange.may_store(&treatment) {
+        return forward::forward(exchange, transport, by_commit).await;
+    }
+    let found = fetch::find(&exchange.shard, &by_commit, &exchange.head, &exchange.naming(&treatment)).await;
+    reply::found(exchange, transport, by_commit, found).await
+}

@@ -1,0 +1,271 @@
+//! What the Hub says, with other hosts' URLs turned to the mirror itself [pure].
+
+use serde_json::Value;
+use url::Url;
+
+use crate::http::{route::ORIGIN_PREFIX, rules::Front};
+
+/// What a request to the mirror is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file: `/{repository}/resolve/{revision}/{path}`.
+    File {
+        /// The URL's path up to the revision, which it ends before.
+        before: String,
+        /// A branch, a tag, or a commit.
+        revision: String,
+        /// The rest of the path, with its slash.
+        after: String,
+    },
+    /// JSON whose URLs lead to hosts that this node serves: a xet token, a xet reconstruction, a batch of git-lfs.
+    Links,
+    /// Anything else: passed through.
+    Other,
+}
+
+/// Hexadecimal digits of a commit.
+const COMMIT_LEN: usize = 40;
+
+impl Kind {
+    /// By the path of the URL, at the Hub or at a host that the mirror leads to.
+    pub fn of(url: &Url) -> Self {
+        let path = url.path();
+        if path.contains("/xet-read-token/") || path.contains("/reconstructions/") || path.ends_with("/objects/batch") {
+            return Self::Links;
+        }
+        let cached = path.strip_prefix("/api/resolve-cache/");
+        match (cached.and_then(cached_file), path.split_once("/resolve/")) {
+            (Some(file), _) => file,
+            (None, Some((before, rest))) if !path.starts_with("/api/") => {
+                let (revision, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                let [before, revision, after] = [format!("{before}/resolve/"), revision.to_owned(), after.to_owned()];
+                Self::File { before, revision, after }
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// `{models|datasets|spaces}/{owner}/{name}/{commit}/{path}`, where the Hub leads to for small files.
+fn cached_file(rest: &str) -> Option<Kind> {
+    let mut parts = rest.splitn(5, '/');
+    let [kind, owner, name, revision, path] =
+        [parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?];
+    let before = format!("/api/resolve-cache/{kind}/{owner}/{name}/");
+    is_commit(revision).then(|| Kind::File { before, revision: revision.to_owned(), after: format!("/{path}") })
+}
+
+/// Whether the revision is a commit, which always means the same files.
+pub fn is_commit(revision: &str) -> bool {
+    revision.len() == COMMIT_LEN && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The Hub under another address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// `http://node:65001`, as the client calls it; no slash at the end.
+    pub ours: String,
+    /// `https://huggingface.co`; no slash at the end.
+    pub hub: String,
+}
+
+impl Base {
+    /// A URL as the mirror's client should follow it; `None`: it may stay as it is.
+    pub fn turned(&self, url: &str, front: &Front) -> Option<String> {
+        if let Some(rest) = url.strip_prefix(&self.hub).filter(|rest| rest.is_empty() || rest.starts_with(['/', '?'])) {
+            return Some(format!("{}{rest}", self.ours));
+        }
+        let rest = url.strip_prefix("https://")?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (host, path) = rest.split_at(end);
+        // A port would be lost; the served hosts have none.
+        let host = host.strip_suffix(":443").unwrap_or(host);
+        (front.serves(host) && !host.contains(':')).then(|| format!("{}{ORIGIN_PREFIX}{host}{path}", self.ours))
+    }
+
+    /// Turns what headers lead to: Location, Link, and X-Xet-Cas-Url of a token.
+    pub fn turn_headers(&self, headers: &mut [(String, Vec<u8>)], front: &Front) {
+        for (name, value) in headers {
+            let Ok(text) = std::str::from_utf8(value) else { continue };
+            let turned = match name.as_str() {
+                "location" | "x-xet-cas-url" | "x-xet-refresh-route" => self.turned(text, front),
+                "link" => Some(self.turned_links(text, front)),
+                _ => None,
+            };
+            if let Some(turned) = turned {
+                *value = turned.into_bytes();
+            }
+        }
+    }
+
+    /// `<URL>; rel="next", <URL>; ...` (RFC 8288).
+    fn turned_links(&self, text: &str, front: &Front) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((before, (url, after))) =
+            rest.split_once('<').and_then(|(before, rest)| Some((before, rest.split_once('>')?)))
+        {
+            let turned = self.turned(url, front);
+            out.extend([before, "<", turned.as_deref().unwrap_or(url), ">"]);
+            rest = after;
+        }
+        out + rest
+    }
+
+    /// Turns every string of a JSON document that is a URL; `None`: the bytes are no JSON.
+    pub fn turned_json(&self, body: &[u8], front: &Front) -> Option<Vec<u8>> {
+        let mut value: Value = serde_json::from_slice(body).ok()?;
+        self.turn_value(&mut value, front);
+        serde_json::to_vec(&value).ok()
+    }
+
+    /// serde_json bounds the depth.
+    fn turn_value(&self, value: &mut Value, front: &Front) {
+        match value {
+            Value::String(text) => {
+                if let Some(turned) = self.turned(text, front) {
+                    *text = turned;
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.turn_value(item, front)),
+            Value::Object(map) => map.values_mut().for_each(|item| self.turn_value(item, front)),
+            _ => {}
+        }
+    }
+}
+
+/// What the Hub answered for a file, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// The bytes are at this URL.
+    Elsewhere(Url),
+    /// The Hub itself has them.
+    Here,
+    /// A refusal, or a redirection that the client should follow.
+    Other,
+}
+
+/// Reads the answer to a HEAD of `asked`; names in lower case.
+pub fn resolved(status: u16, headers: &[(String, Vec<u8>)], asked: &Url) -> Resolved {
+    let text = |name: &str| {
+        let (_, value) = headers.iter().find(|(held, _)| held == name)?;
+        std::str::from_utf8(value).ok()
+    };
+    match status {
+        200 => Resolved::Here,
+        301 | 302 | 303 | 307 | 308 => match text("location").and_then(|location| asked.join(location).ok()) {
+            Some(url) if url.host_str() != asked.host_str() => Resolved::Elsewhere(url),
+            _ => Resolved::Other,
+        },
+        _ => Resolved::Other,
+    }
+}
+
+/// The head of a file as a client should see it that follows redirects within one host: as if the Hub had the bytes.
+/// Gives the headers, and the length.
+pub fn as_if_here(headers: &[(String, Vec<u8>)]) -> (Vec<(String, Vec<u8>)>, Option<u64>) {
+    let find = |name: &str| headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.clone());
+    let len = find("x-linked-size").and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok());
+    let dropped = ["location", "content-length", "content-type", "etag", "vary"];
+    let kept = headers.iter().filter(|(name, _)| !dropped.contains(&name.as_str()));
+    let mut out: Vec<_> = kept.cloned().collect();
+    out.extend(find("x-linked-etag").or_else(|| find("etag")).map(|etag| ("etag".to_owned(), etag)));
+    out.push(("content-type".to_owned(), b"application/octet-stream".to_vec()));
+    (out, len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn front() -> Front {
+        let yaml = "intercept: {hosts: [cdn.hf.co, xethub.hf.co]}";
+        Front::new(&Config::parse(yaml, std::path::Path::new("test")).unwrap()).unwrap()
+    }
+
+    fn base() -> Base {
+        Base { ours: "http://node:65001".into(), hub: "https://huggingface.co".into() }
+    }
+
+    fn header(name: &str, value: &str) -> (String, Vec<u8>) {
+        (name.to_owned(), value.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn paths_are_told_apart() {
+        let kind = |path: &str| Kind::of(&Url::parse(&format!("https://huggingface.co{path}")).unwrap());
+        let file = |before: &str, revision: &str, after: &str| Kind::File {
+            before: before.into(),
+            revision: revision.into(),
+            after: after.into(),
+        };
+        assert_eq!(kind("/o/m/resolve/main/a/b.bin?x=1"), file("/o/m/resolve/", "main", "/a/b.bin"));
+        assert_eq!(
+            kind("/datasets/o/d/resolve/refs%2Fpr%2F1/f"),
+            file("/datasets/o/d/resolve/", "refs%2Fpr%2F1", "/f")
+        );
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let cached = kind(&format!("/api/resolve-cache/models/o/m/{commit}/config.json"));
+        assert_eq!(cached, file("/api/resolve-cache/models/o/m/", commit, "/config.json"));
+        assert_eq!(kind("/api/models/o/m/xet-read-token/main"), Kind::Links);
+        assert_eq!(kind("/o/m.git/info/lfs/objects/batch"), Kind::Links);
+        assert_eq!(kind("/api/models/o/m"), Kind::Other);
+        assert!(is_commit(commit) && !is_commit("main"));
+    }
+
+    #[test]
+    fn the_hub_and_the_served_hosts_become_the_mirror_and_others_stay() {
+        let turned = |url| base().turned(url, &front());
+        assert_eq!(turned("https://huggingface.co/api/x?y").as_deref(), Some("http://node:65001/api/x?y"));
+        assert_eq!(turned("https://huggingface.co").as_deref(), Some("http://node:65001"));
+        let cas = turned("https://cas-server.xethub.hf.co").unwrap();
+        assert_eq!(cas, "http://node:65001/_origin/cas-server.xethub.hf.co");
+        assert!(
+            turned("https://a.cdn.hf.co:443/x?Signature=1").unwrap().ends_with("/_origin/a.cdn.hf.co/x?Signature=1")
+        );
+        for stays in
+            ["https://huggingface.com/", "https://huggingface.coat/", "https://s3.example/x", "/a", "http://cdn.hf.co/"]
+        {
+            assert_eq!(turned(stays), None, "{stays}");
+        }
+    }
+
+    #[test]
+    fn links_and_json_are_turned_wherever_a_url_stands() {
+        let mut headers = vec![
+            header("link", "<https://huggingface.co/api/t>; rel=\"xet-auth\", <https://x.example/>; rel=\"next\""),
+            header("location", "https://huggingface.co/new/name"),
+            header("x-error-message", "https://huggingface.co/stays"),
+        ];
+        base().turn_headers(&mut headers, &front());
+        let text: Vec<_> = headers.iter().map(|(_, value)| String::from_utf8(value.clone()).unwrap()).collect();
+        assert_eq!(text[0], "<http://node:65001/api/t>; rel=\"xet-auth\", <https://x.example/>; rel=\"next\"");
+        assert_eq!(text[1..], ["http://node:65001/new/name", "https://huggingface.co/stays"]);
+        let json =
+            br#"{"a":[{"url":"https://t.xethub.hf.co/xorbs/1?S=2"}],"casUrl":"https://cas-server.xethub.hf.co","n":1}"#;
+        let turned = String::from_utf8(base().turned_json(json, &front()).unwrap()).unwrap();
+        assert!(turned.contains("http://node:65001/_origin/t.xethub.hf.co/xorbs/1?S=2"), "{turned}");
+        assert_eq!(base().turned_json(b"<html>", &front()), None);
+    }
+
+    #[test]
+    fn a_redirected_file_looks_like_one_of_the_hubs_own() {
+        let asked = Url::parse("https://huggingface.co/o/m/resolve/main/f").unwrap();
+        let headers = [
+            header("location", "https://cdn.hf.co/x?S=1"),
+            header("x-linked-etag", "\"abc\""),
+            header("x-linked-size", "12"),
+            header("etag", "\"other\""),
+            header("x-repo-commit", "c"),
+        ];
+        let Resolved::Elsewhere(url) = resolved(302, &headers, &asked) else { panic!() };
+        assert_eq!(url.as_str(), "https://cdn.hf.co/x?S=1");
+        let (seen, len) = as_if_here(&headers);
+        assert_eq!(len, Some(12));
+        assert!(seen.contains(&header("etag", "\"abc\"")) && seen.contains(&header("x-repo-commit", "c")));
+        assert!(!seen.iter().any(|(name, _)| name == "location"));
+        assert_eq!(resolved(307, &[header("location", "/new/f")], &asked), Resolved::Other);
+        assert_eq!(resolved(404, &[], &asked), Resolved::Other);
+    }
+}

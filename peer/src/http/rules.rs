@@ -1,0 +1,273 @@
+//! What the node does with a URL, and who may reach what through it [pure].
+
+use regex::Regex;
+use url::Url;
+
+use super::target::Authority;
+use crate::{
+    config::{self, Config},
+    task::{Filter, filter::PatternError, id::is_under},
+    tls::{NameError, Suffixes},
+};
+
+/// Bytes of a compiled pattern: what a person writes takes some kilobytes.
+const PATTERN_SIZE: usize = 1 << 20;
+/// Rules, as each costs a search in every URL.
+const MAX_RULES: usize = 256;
+
+/// The configuration cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// No regular expression.
+    #[error("rule {number}: match: {source}")]
+    Pattern {
+        /// From 1.
+        number: usize,
+        /// What is wrong with it.
+        source: Box<regex::Error>,
+    },
+    /// No query parameter.
+    #[error("rule {number}: drop_params: {source}")]
+    Parameter {
+        /// From 1.
+        number: usize,
+        /// What is wrong with it.
+        source: PatternError,
+    },
+    /// No host to redirect to.
+    #[error("rule {0}: redirect: must be a host, with or without a port")]
+    Redirect(usize),
+    /// A redirection that says not to ask there.
+    #[error("{0} rules, and at most {MAX_RULES} are possible")]
+    TooMany(usize),
+    /// No host to allow.
+    #[error("`{0}` is no host, with or without a port")]
+    Allow(String),
+    /// The served hosts.
+    #[error(transparent)]
+    Hosts(#[from] NameError),
+    /// The parameters that are left out everywhere.
+    #[error(transparent)]
+    Filter(#[from] PatternError),
+}
+
+impl FrontError {
+    /// The key of the configuration that is at fault.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Pattern { .. } | Self::Parameter { .. } | Self::Redirect(_) | Self::TooMany(_) => "rules",
+            Self::Allow(_) => "proxy.allow",
+            Self::Hosts(_) => "intercept.hosts",
+            Self::Filter(_) => "filter.drop_params",
+        }
+    }
+}
+
+/// What the node serves, keeps, and lets clients reach.
+#[derive(Debug)]
+pub struct Front {
+    served: Suffixes,
+    rules: Vec<Rule>,
+    allow: Vec<Authority>,
+    ports: Vec<u16>,
+    hub: Option<Url>,
+    cdn: Option<Url>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    pattern: Regex,
+    store: bool,
+    https: bool,
+    redirect: Option<Authority>,
+    filter: Option<Filter>,
+    public: bool,
+}
+
+/// What is done with one URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Treatment {
+    /// The URL to ask, after the rule's redirection and upgrade.
+    pub url: Url,
+    /// Whether the file may be kept; else the request is passed through.
+    pub store: bool,
+    /// Whether what is kept is served without the origin's consent.
+    pub public: bool,
+    /// What is no part of the name, where that is not what holds for all.
+    pub filter: Option<Filter>,
+    /// The rule that decided, from 1; none: what holds without one.
+    pub rule: Option<usize>,
+}
+
+impl Front {
+    /// Reads the parts of the configuration that this is about.
+    ///
+    /// # Errors
+    /// [`FrontError`], with the key at fault.
+    pub fn new(config: &Config) -> Result<Self, FrontError> {
+        if config.rules.len() > MAX_RULES {
+            return Err(FrontError::TooMany(config.rules.len()));
+        }
+        let filter = Filter::default().and(&config.filter.drop_params)?;
+        let numbered = config.rules.iter().enumerate();
+        let rules = numbered.map(|(index, rule)| Rule::new(index + 1, rule, &filter)).collect::<Result<_, _>>()?;
+        let allow = |text: &String| {
+            let host = text.trim_start_matches("*.").trim_start_matches('.');
+            Authority::parse(host.as_bytes()).ok_or_else(|| FrontError::Allow(text.clone()))
+        };
+        Ok(Self {
+            served: Suffixes::new(&config.intercept.hosts)?,
+            rules,
+            allow: config.proxy.allow.iter().map(allow).collect::<Result<_, _>>()?,
+            ports: config.proxy.ports.clone(),
+            hub: config.mirror.hub.as_deref().and_then(|hub| Url::parse(hub).ok()),
+            cdn: config.mirror.cdn.as_deref().and_then(|cdn| Url::parse(cdn).ok()),
+        })
+    }
+
+    /// Whether the host is one of intercept.hosts.
+    pub fn serves(&self, host: &str) -> bool {
+        self.served.covers(host)
+    }
+
+    /// The Hub that this node mirrors.
+    pub fn hub(&self) -> Option<&Url> {
+        self.hub.as_ref()
+    }
+
+    /// The CDN whose files this node has under its own address.
+    pub fn cdn(&self) -> Option<&Url> {
+        self.cdn.as_ref().filter(|cdn| cdn.host_str().is_some_and(|host| self.serves(host)))
+    }
+
+    /// Whether clients of the proxy may reach this place, as far as its name tells.
+    pub fn allows(&self, host: &str, port: u16) -> bool {
+        let by_name = |allowed: &Authority| {
+            is_under(host, &allowed.host) && allowed.port.map_or(self.ports.contains(&port), |only| only == port)
+        };
+        match self.allow.is_empty() {
+            true => self.ports.contains(&port),
+            false => self.allow.iter().any(by_name),
+        }
+    }
+
+    /// What is done with a URL. Without a rule the served hosts' files are kept, and asked for by https, as those hosts
+    /// offer nothing else and clients cannot send https to a proxy without CONNECT.
+    pub fn treat(&self, url: Url) -> Treatment {
+        let served = url.host_str().is_some_and(|host| self.serves(host));
+        let found = self.rules.iter().position(|rule| rule.pattern.is_match(url.as_str()));
+        let mut treatment = Treatment { url, store: served, public: false, filter: None, rule: found.map(|n| n + 1) };
+        let mut https = served;
+        if let Some(rule) = found.map(|index| &self.rules[index]) {
+            (treatment.store, treatment.public) = (rule.store, rule.public);
+            treatment.filter.clone_from(&rule.filter);
+            https |= rule.https;
+            if let Some(to) = &rule.redirect {
+                redirect(&mut treatment.url, to);
+            }
+        }
+        if https {
+            upgrade(&mut treatment.url);
+        }
+        treatment
+    }
+
+    /// Whether a rule is about this URL.
+    pub fn has_rule(&self, url: &Url) -> bool {
+        self.rules.iter().any(|rule| rule.pattern.is_match(url.as_str()))
+    }
+}
+
+impl Rule {
+    fn new(number: usize, rule: &config::Rule, base: &Filter) -> Result<Self, FrontError> {
+        let pattern = regex::RegexBuilder::new(&rule.pattern).size_limit(PATTERN_SIZE).build();
+        let redirect = match &rule.redirect {
+            Some(to) => Some(Authority::parse(to.as_bytes()).ok_or(FrontError::Redirect(number))?),
+            None => None,
+        };
+        let filter = (!rule.drop_params.is_empty()).then(|| base.clone().and(&rule.drop_params)).transpose();
+        Ok(Self {
+            pattern: pattern.map_err(|source| FrontError::Pattern { number, source: Box::new(source) })?,
+            store: rule.store,
+            https: rule.https,
+            redirect,
+            filter: filter.map_err(|source| FrontError::Parameter { number, source })?,
+            public: rule.public,
+        })
+    }
+}
+
+/// http to https; a port that was spelt out stays, except http's own.
+fn upgrade(url: &mut Url) {
+    if url.scheme() == "http" {
+        // Both setters only fail on URLs without a host, which none of these are.
+        let _ = url.set_scheme("https");
+        if url.port() == Some(80) {
+            let _ = url.set_port(None);
+        }
+    }
+}
+
+fn redirect(url: &mut Url, to: &Authority) {
+    let _ = url.set_host(Some(&to.host));
+    let _ = url.set_port(to.port);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn front(yaml: &str) -> Result<Front, FrontError> {
+        Front::new(&Config::parse(yaml, std::path::Path::new("test")).unwrap())
+    }
+
+    fn treated(front: &Front, url: &str) -> Treatment {
+        front.treat(Url::parse(url).unwrap())
+    }
+
+    #[test]
+    fn without_a_rule_the_served_hosts_are_kept_by_https_and_the_rest_is_left_alone() {
+        let front = front("intercept: {hosts: [cdn.example]}").unwrap();
+        let ours = treated(&front, "http://a.cdn.example:80/x?Signature=1");
+        assert_eq!((ours.url.as_str(), ours.store, ours.rule), ("https://a.cdn.example/x?Signature=1", true, None));
+        let other = treated(&front, "http://other.example/x");
+        assert_eq!((other.url.as_str(), other.store), ("http://other.example/x", false));
+    }
+
+    #[test]
+    fn the_first_rule_that_is_found_decides() {
+        let front = front(
+            "rules:\n- {match: '\\.json$', store: false}\n- {match: mirror.example/, https: true, redirect: 'origin.example:8443', \
+             drop_params: [token], public: true}\n",
+        )
+        .unwrap();
+        assert!(!treated(&front, "https://mirror.example/a.json").store);
+        let kept = treated(&front, "http://mirror.example/a.bin?token=1&v=2");
+        assert_eq!(kept.url.as_str(), "https://origin.example:8443/a.bin?token=1&v=2");
+        assert!(kept.store && kept.public && kept.rule == Some(2));
+        assert_eq!(kept.filter.unwrap().apply("token=1&v=2").as_deref(), Some("v=2"));
+        assert_eq!(treated(&front, "https://cdn-lfs.hf.co/x").rule, None);
+    }
+
+    #[test]
+    fn what_cannot_work_names_its_key() {
+        for (yaml, key) in [
+            ("rules: [{match: '('}]", "rules"),
+            ("rules: [{match: a, redirect: 'a b'}]", "rules"),
+            ("rules: [{match: a, drop_params: ['*']}]", "rules"),
+            ("proxy: {allow: ['http://x']}", "proxy.allow"),
+        ] {
+            assert_eq!(front(yaml).unwrap_err().key(), key, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn destinations_are_bounded_by_port_and_by_name() {
+        let open = front("{}").unwrap();
+        assert!(open.allows("pypi.org", 443) && open.allows("pypi.org", 80) && !open.allows("pypi.org", 22));
+        let narrow = front("proxy: {allow: ['*.example.org', 'git.example:8443']}").unwrap();
+        assert!(narrow.allows("a.example.org", 443) && narrow.allows("git.example", 8443));
+        assert!(!narrow.allows("a.example.org", 8443) && !narrow.allows("git.example", 443));
+        assert!(!narrow.allows("evil-example.org", 443));
+    }
+}

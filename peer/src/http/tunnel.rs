@@ -1,0 +1,172 @@
+//! CONNECT: hosts that the node serves are terminated here, all others reached untouched (RFC 9110 section 9.3.6).
+
+use std::{
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::time::{Instant, timeout};
+
+use super::{
+    connection::{self, Exchange},
+    response::{self, Party},
+    route::Arrival,
+    transport::Transport,
+};
+use crate::{
+    intercept::listener::{Look, look},
+    limits,
+    metrics::{Direction, HandshakeFailure, Outcome, PassReason, Way},
+    shard::Shard,
+    tls::{AcceptError, Distrust, TlsStream},
+    uring::{Socket, splice_both},
+};
+
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+/// What is terminated: the port of https.
+const HTTPS: u16 = 443;
+/// Clients remembered as not trusting the node.
+const MAX_DISTRUSTING: usize = 1024;
+
+/// Clients that did not trust the node's certificate: their tunnels are passed on for a while.
+#[derive(Debug, Default)]
+pub struct Distrusting(Mutex<HashMap<[u8; 32], Instant>>);
+
+impl Distrusting {
+    fn contains(&self, client: &[u8; 32]) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(client).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn insert(&self, client: [u8; 32], until: Instant) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_DISTRUSTING {
+            all.retain(|_, until| *until > Instant::now());
+        }
+        if all.len() < MAX_DISTRUSTING {
+            all.insert(client, until);
+        }
+    }
+}
+
+/// Serves a CONNECT to its end.
+pub async fn serve(exchange: Exchange, mut transport: Transport, host: String, port: u16) {
+    let node = Arc::clone(&exchange.shard.node);
+    let client = client_of(&exchange, &transport);
+    let terminate = exchange.front().serves(&host) && port == HTTPS && !node.distrusting.contains(&client);
+    if !terminate {
+        return pass(exchange, transport, &host, port).await;
+    }
+    if transport.send(ESTABLISHED.to_vec()).await.is_err() {
+        return;
+    }
+    node.metrics.request(exchange.way, Outcome::Passed);
+    let (socket, pending) = transport.into_socket();
+    let (first, what) = look(&socket, pending, node.tls.suffixes()).await;
+    match what {
+        Look::Ours(name) => terminated(Rc::clone(&exchange.shard), socket, first, name, client).await,
+        Look::NotOurs(reason) => {
+            node.metrics.passthrough(reason);
+            joined(&exchange.shard, &socket, first, &host, port).await;
+        }
+        Look::Gone => {}
+    }
+}
+
+/// By what can be told apart: the machine and the program.
+fn client_of(exchange: &Exchange, transport: &Transport) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(transport.peer_addr().ip().to_string().as_bytes());
+    hasher.update(exchange.head.get("user-agent").unwrap_or_default());
+    hasher.finalize().into()
+}
+
+async fn terminated(shard: Rc<Shard>, socket: Socket, first: Vec<u8>, name: String, client: [u8; 32]) {
+    let node = Arc::clone(&shard.node);
+    let deadline = Instant::now() + node.config.limits.handshake_timeout.get();
+    let distrust = match TlsStream::accept(socket.clone(), first, Arc::clone(&node.tls.config), deadline).await {
+        Ok(stream) => {
+            let transport = Transport::tls(stream, shard.pool.clone(), node.config.limits.send_stall.get());
+            let arrival = Arrival::Terminated { name: name.clone(), way: Way::Connect };
+            // Only an alert says it plainly; here no connection was taken from a client that did not ask for us.
+            let left = Box::pin(connection::serve(Rc::clone(&shard), transport, arrival, || {})).await;
+            left.filter(|distrust| matches!(distrust, Distrust::Alert(_)))
+        }
+        Err(AcceptError::NotOurs { why, read }) => {
+            tracing::debug!(host = name, %why, "a handshake that we cannot answer is passed on");
+            node.metrics.passthrough(PassReason::NotTls);
+            return joined(&shard, &socket, read, &name, HTTPS).await;
+        }
+        Err(AcceptError::ClientDistrusts(distrust)) => Some(distrust),
+        Err(error) => {
+            tracing::debug!(host = name, %error, "no handshake");
+            None
+        }
+    };
+    if let Some(distrust) = distrust {
+        node.metrics.handshake_failure(HandshakeFailure::Untrusted);
+        let how_long = node.config.intercept.bypass_for.get();
+        node.distrusting.insert(client, Instant::now() + how_long);
+        tracing::warn!(
+            client = %socket.peer_addr().ip(), host = name, ?distrust, ?how_long,
+            "a client of the proxy does not trust this node's certificate authority; its tunnels are passed on for now. \
+             Run `pondhawk ca install`, or give it the variables that `pondhawk ca env` prints"
+        );
+    }
+}
+
+/// Passes a tunnel on, once its far end is there: a client whose tunnel cannot be had is told so.
+async fn pass(exchange: Exchange, mut transport: Transport, host: &str, port: u16) {
+    let node = &exchange.shard.node;
+    let server = match node.origin.tunnel(host, port).await.map(Socket::new) {
+        Ok(Ok(server)) => server,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "a tunnel's socket cannot be used");
+            return;
+        }
+        Err(error) => {
+            let about = exchange.about(false, 0);
+            let status = error.status().as_u16();
+            let party = if status < 500 { Party::Client } else { Party::Origin };
+            let answer = response::error_reply(status, party, &error.to_string(), &[], false, &about);
+            node.metrics.request(exchange.way, if status < 500 { Outcome::Refused } else { Outcome::Error });
+            // The connection ends either way.
+            let _ = transport.send(answer).await;
+            return transport.close().await;
+        }
+    };
+    node.metrics.request(exchange.way, Outcome::Passed);
+    node.metrics.passthrough(PassReason::Tunnel);
+    if transport.send(ESTABLISHED.to_vec()).await.is_ok() {
+        let (socket, pending) = transport.into_socket();
+        spliced(&exchange.shard, &socket, pending, &server).await;
+    }
+}
+
+/// Joins a client that was promised a tunnel already to its far end.
+async fn joined(shard: &Shard, client: &Socket, first: Vec<u8>, host: &str, port: u16) {
+    match shard.node.origin.tunnel(host, port).await.map(Socket::new) {
+        Ok(Ok(server)) => spliced(shard, client, first, &server).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a tunnel's socket cannot be used"),
+        Err(error) => {
+            client.abort();
+            tracing::debug!(%error, "a tunnel has no far end");
+        }
+    }
+}
+
+async fn spliced(shard: &Shard, client: &Socket, first: Vec<u8>, server: &Socket) {
+    let ahead = first.len() as u64;
+    if !first.is_empty() && !matches!(timeout(limits::PASS_CONNECT_WAIT, server.send_all(first)).await, Ok((Ok(()), _)))
+    {
+        return client.abort();
+    }
+    match splice_both(client, server).await {
+        Ok(moved) => {
+            shard.node.metrics.passed(Direction::Up, moved.forth + ahead);
+            shard.node.metrics.passed(Direction::Down, moved.back);
+        }
+        Err(error) => tracing::debug!(%error, "a tunnel broke"),
+    }
+}
