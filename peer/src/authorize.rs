@@ -102,7 +102,7 @@ impl FromStr for PublicRule {
 }
 
 impl PublicRule {
-    fn covers(&self, url: &Url) -> bool {
+    pub(crate) fn covers(&self, url: &Url) -> bool {
         let Some(host) = url.host_str() else { return false };
         is_under(host, &self.host) && url.path().starts_with(&self.path)
     }

@@ -6,6 +6,7 @@
 
 mod check;
 mod document;
+pub mod import;
 mod load;
 mod value;
 
@@ -194,6 +195,9 @@ section! {
         /// Whether a download goes on when the last client that wanted it has left. Cost: bytes that perhaps nobody
         /// reads, as some clients open a file and drop it. Default false: it goes on when the next client asks, and what came is kept.
         finish_alone: bool = false,
+        /// Whether a request for a part of a file brings all of it, as the header X-Pondhawk-Prefetch does for one. Cost: bytes that
+        /// perhaps nobody reads, as readers of data sets take a few columns. Default false.
+        prefetch: bool = false,
     }
 }
 

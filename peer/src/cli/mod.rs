@@ -5,6 +5,7 @@
 pub mod ca;
 mod client;
 mod config;
+mod explain;
 mod human;
 mod logging;
 mod ls;
@@ -57,6 +58,8 @@ enum Command {
     Token(token::Token),
     /// Print, check and explain configurations
     Config(config::ConfigCommand),
+    /// Show what a node with this configuration would do with a URL
+    Explain(explain::Explain),
 }
 
 /// Where the configuration comes from.
@@ -128,6 +131,7 @@ fn run(command: Command) -> Result<String, CliError> {
         Command::Status(command) => command.run(),
         Command::Ca(command) => command.run(),
         Command::Config(command) => command.run(),
+        Command::Explain(command) => command.run(),
     }
 }
 

@@ -223,8 +223,8 @@ impl Exchange {
             // Names that are none drop nothing.
             filter = Some(base.clone().and(&self.wishes.drop_params).unwrap_or(base));
         }
-        let Treatment { public, .. } = *treatment;
-        Terms { filter, namespace: self.wishes.namespace.clone(), public, prefetch: self.wishes.prefetch }
+        let prefetch = self.wishes.prefetch || self.shard.node.config.store.prefetch;
+        Terms { filter, namespace: self.wishes.namespace.clone(), public: treatment.public, prefetch }
     }
 
     /// Turns what an answer's headers lead to, where this node takes the Hub's place.

@@ -13,6 +13,7 @@ const PURE: &[&str] = &[
     "benches/src/load/random.rs",
     "benches/src/load/workload.rs",
     "peer/src/task/",
+    "peer/src/config/import.rs",
     "peer/src/http/head.rs",
     "peer/src/http/range.rs",
     "peer/src/http/condition.rs",
