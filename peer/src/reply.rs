@@ -21,7 +21,7 @@ use crate::{
     limits,
     metrics::{Outcome, Source as Origin},
     store::Verdict,
-    swarm::OriginRequest,
+    swarm::{Expected, OriginRequest},
 };
 
 /// Why a reply's bytes stopped.
@@ -88,7 +88,7 @@ async fn from_store(
         Plan::PreconditionFailed => Selection::PreconditionFailed,
         Plan::Unsatisfiable => Selection::Unsatisfiable { total: len },
         Plan::Whole | Plan::Part(_) | Plan::Parts(_) => {
-            let mut body = Body::new(&exchange, &source, &plan);
+            let mut body = Body::new(&exchange, &source, &request, &plan);
             return match body.first().await {
                 Ok(()) => body.reply(transport, plan).await,
                 // The origin's bytes are not those of the name, or right ones could complete a wrong file.
@@ -155,6 +155,8 @@ enum NotReady {
 struct Body<'a> {
     exchange: &'a Exchange,
     source: &'a Source,
+    /// With which the origin is asked for an end that cannot be verified.
+    request: &'a OriginRequest,
     /// Withheld bytes start here while the verdict is pending.
     limit: u64,
     len: u64,
@@ -164,18 +166,18 @@ struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    fn new(exchange: &'a Exchange, source: &'a Source, plan: &Plan) -> Self {
+    fn new(exchange: &'a Exchange, source: &'a Source, request: &'a OriginRequest, plan: &Plan) -> Self {
         let len = source.held.meta.layout.len();
         let ranges = ranges(plan, len);
         let last_start = ranges.iter().map(|range| range.start).max().unwrap_or(0);
         let limit = len.saturating_sub(limits::WITHHELD_TAIL).max(last_start);
         let reading = ranges.iter().filter_map(|range| source.read(range.clone())).collect();
-        Self { exchange, source, limit, len, ranges, _reading: reading }
+        Self { exchange, source, request, limit, len, ranges, _reading: reading }
     }
 
     /// Waits until the first byte can go, but not past the time at which the client should see a head.
     async fn first(&mut self) -> Result<(), NotReady> {
-        let in_tail = |range: &Range<u64>| range.end > self.len.saturating_sub(limits::WITHHELD_TAIL);
+        let in_tail = |range: &Range<u64>| range.start >= self.len.saturating_sub(limits::WITHHELD_TAIL);
         if self.ranges.iter().any(in_tail) && self.source.held.verdict() == Verdict::Pending {
             self.whole_wanted().await?;
         }
@@ -242,6 +244,9 @@ impl<'a> Body<'a> {
         let metrics = &self.exchange.shard.node.metrics;
         let mut offset = span.start;
         while offset < span.end {
+            if offset == self.limit && self.unverifiable().await {
+                return self.send_end(transport, offset..span.end).await;
+            }
             let end = self.more(offset).await?.min(span.end);
             transport.send_file(self.source.held.file(), offset..end).await?;
             metrics.sent(end - offset);
@@ -249,6 +254,25 @@ impl<'a> Body<'a> {
                 metrics.received(Origin::Store, end - offset);
             }
             offset = end;
+        }
+        Ok(())
+    }
+
+    /// Whether what is withheld is for nobody to verify: a reader of parts has come to the end of a file that is not wanted whole.
+    async fn unverifiable(&self) -> bool {
+        self.source.held.verdict() == Verdict::Pending && self.whole_wanted().await.is_err()
+    }
+
+    /// The end of the file straight from the origin, some kilobytes: as unverified as without the node, but all before it
+    /// is read from the origin once.
+    async fn send_end(&self, transport: &mut Transport, span: Range<u64>) -> Result<(), ExchangeError> {
+        let node = &self.exchange.shard.node;
+        let meta = &self.source.held.meta;
+        let expected = Expected { total: Some(meta.layout.len()), etag: meta.etag.clone() };
+        let mut body = node.origin.get_range(self.request, span, &expected).await?;
+        while let Some(chunk) = body.chunk().await? {
+            node.metrics.sent(chunk.len() as u64);
+            transport.send(chunk.to_vec()).await?;
         }
         Ok(())
     }
