@@ -1,11 +1,13 @@
 //! The commands of the pondhawk binary.
 //!
-//! Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no node answers.
+//! Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no node answers. `get` does without a node: 3 is there what is not there
+//! or not for this user, 4 a wrong digest.
 
 pub mod ca;
 mod client;
 mod config;
 mod explain;
+mod get;
 mod human;
 mod logging;
 mod ls;
@@ -46,6 +48,8 @@ struct Cli {
 enum Command {
     /// Run a node until SIGTERM or SIGINT
     Up(up::Up),
+    /// Download a file or a repository of the Hub by way of the node
+    Get(get::Get),
     /// List the tasks that the node keeps, the last used first
     Ls(ls::Ls),
     /// Remove tasks that nobody uses now
@@ -106,6 +110,9 @@ enum CliError {
     Partly { done: String, message: String },
     #[error("{0:#}")]
     Node(anyhow::Error),
+    /// What was downloaded nevertheless is in `done`.
+    #[error("{error}")]
+    Get { done: String, error: get::GetError },
 }
 
 /// Runs the command that the arguments name.
@@ -113,7 +120,7 @@ pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(output) => print(&output),
         Err(error) => {
-            if let CliError::Partly { done, .. } = &error {
+            if let CliError::Partly { done, .. } | CliError::Get { done, .. } = &error {
                 print(done);
             }
             eprintln!("pondhawk: {error}");
@@ -126,6 +133,7 @@ fn run(command: Command) -> Result<String, CliError> {
     match command {
         Command::Up(command) => command.run().map(|()| String::new()),
         Command::Token(command) => command.run(),
+        Command::Get(command) => command.run(),
         Command::Ls(command) => command.run(),
         Command::Rm(command) => command.run(),
         Command::Status(command) => command.run(),
@@ -148,6 +156,7 @@ impl CaCommand {
 fn exit_code(error: &CliError) -> u8 {
     match error {
         CliError::Client(ClientError::NoNode { .. }) => NO_NODE,
+        CliError::Get { error, .. } => error.code(),
         _ => FAILED,
     }
 }

@@ -1,0 +1,103 @@
+//! What the arguments, the environment and the files of the Hub's clients say.
+
+use std::path::PathBuf;
+
+use url::Url;
+
+use super::{Get, cache, error::GetError, web::Lines};
+use crate::{cli::Settings, task::id::parse_hex32};
+
+const ENDPOINT: &str = "https://huggingface.co";
+const NODE: &str = "127.0.0.1:65001";
+/// Tokens have some 40 characters.
+const MAX_TOKEN: usize = 4096;
+
+impl Get {
+    pub(super) fn endpoint(&self) -> Result<Url, GetError> {
+        let text = self.endpoint.as_deref().filter(|text| !text.is_empty()).unwrap_or(ENDPOINT);
+        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "https" | "http") && url.has_host());
+        url.ok_or_else(|| GetError::Usage(format!("--endpoint {text}: no http or https URL")))
+    }
+
+    /// The proxy port; none with `--direct`.
+    pub(super) fn node(&self) -> Option<String> {
+        if self.direct {
+            return None;
+        }
+        Some(self.node.clone().unwrap_or_else(configured))
+    }
+
+    /// As the Hub's clients find it: argument, HF_TOKEN, the file.
+    pub(super) fn token(&self) -> Result<Option<String>, GetError> {
+        let implicit = || match variable("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            Some(text) if matches!(text.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true") => None,
+            _ => variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(token_file),
+        };
+        let token = self.token.clone().or_else(implicit).map(|text| text.trim().to_owned());
+        let Some(token) = token.filter(|token| !token.is_empty()) else { return Ok(None) };
+        match token.len() <= MAX_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            true => Ok(Some(token)),
+            false => Err(GetError::Usage("the token is none: it has blanks or control characters".to_owned())),
+        }
+    }
+
+    pub(super) fn lines(&self) -> Result<Lines, GetError> {
+        self.headers.iter().map(|line| header(line)).collect()
+    }
+
+    pub(super) fn wanted_digest(&self) -> Result<Option<[u8; 32]>, GetError> {
+        let Some(text) = &self.digest else { return Ok(None) };
+        let digest = text.strip_prefix("sha256:").and_then(parse_hex32);
+        digest.map(Some).ok_or_else(|| GetError::Usage(format!("--digest {text}: not sha256: and 64 digits")))
+    }
+
+    pub(super) fn cache_dir(&self) -> Option<PathBuf> {
+        let given = self.hf_cache.as_ref()?;
+        Some(given.clone().unwrap_or_else(|| cache::directory(variable)))
+    }
+}
+
+/// `Name: value`, where nothing can end the line early.
+fn header(line: &str) -> Result<(String, Vec<u8>), GetError> {
+    let wrong = || GetError::Usage(format!("--header {line:?}: not a name, a colon and a value"));
+    let (name, value) = line.split_once(':').ok_or_else(wrong)?;
+    let good = name.parse::<hyper::header::HeaderName>().is_ok();
+    let value = hyper::header::HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
+    if good { Ok((name.to_owned(), value.as_bytes().to_vec())) } else { Err(wrong()) }
+}
+
+/// The proxy port of the configuration that `pondhawk up` reads here; whoever may not read it has the default.
+fn configured() -> String {
+    let settings = Settings { config: variable("PONDHAWK_CONFIG").map(PathBuf::from), set: Vec::new() };
+    let address = settings.load().ok().and_then(|loaded| loaded.config.listen.proxy.0);
+    address.map_or_else(
+        || NODE.to_owned(),
+        |address| match address.ip().is_unspecified() {
+            true => format!("127.0.0.1:{}", address.port()),
+            false => address.to_string(),
+        },
+    )
+}
+
+fn token_file() -> Option<String> {
+    let path = variable("HF_TOKEN_PATH").map_or_else(|| cache::home(variable).join("token"), PathBuf::from);
+    std::fs::read_to_string(path).ok()
+}
+
+/// A variable that is set to something.
+pub(super) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_a_name_and_a_value_on_one_line() {
+        assert_eq!(header("X-Key:  a b ").unwrap(), ("X-Key".to_owned(), b"a b".to_vec()));
+        for line in ["X-Key", "X Key: a", ": a", "X-Key: a\r\nHost: b"] {
+            assert!(header(line).is_err(), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Requests of `pondhawk get`: bytes by way of the node, everything else straight to where it belongs.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    HeaderMap, Method, Request,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+use url::{Position, Url};
+
+use super::{
+    error::{GetError, label},
+    progress::Progress,
+};
+use crate::swarm::{Origin, OriginBody, OriginOptions, OriginRequest};
+
+/// For name and connection to the node.
+const CONNECT: Duration = Duration::from_secs(5);
+/// From a request to the head of its answer: longer than a node waits for its origin.
+const HEAD: Duration = Duration::from_secs(60);
+/// The longest silence within a body; a node that verifies lets a byte go every few seconds.
+const SILENCE: Duration = Duration::from_secs(60);
+/// 1 MiB: hyper's read buffer.
+const READ_BUFFER: usize = 1 << 20;
+/// What is read of an answer that is an error.
+const MAX_ERROR: usize = 16 << 10;
+/// What is read of an answer of the Hub's API: some 100,000 files.
+const MAX_DOCUMENT: usize = 64 << 20;
+
+/// Header lines of one request.
+pub(crate) type Lines = Vec<(String, Vec<u8>)>;
+
+/// Which way bytes came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Via {
+    Node,
+    Direct,
+}
+
+/// An answer's head, and its body still to come.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) via: Via,
+    body: Body,
+}
+
+enum Body {
+    Origin(Box<OriginBody>),
+    Node(Incoming, String),
+}
+
+/// Where requests go.
+pub(crate) struct Web {
+    origin: Origin,
+    /// `host:port` of the proxy port; none with `--direct`.
+    node: Option<String>,
+    /// The Hub's host and port, which are never asked by way of the node.
+    hub: (Option<String>, Option<u16>),
+    down: AtomicBool,
+    /// Hosts that the node does not serve.
+    unserved: Mutex<HashSet<String>>,
+    progress: Progress,
+}
+
+impl Web {
+    /// Reads the trusted certificates: the system's, and those that SSL_CERT_FILE names.
+    pub(crate) fn new(node: Option<String>, endpoint: &Url, progress: Progress) -> Result<Self, GetError> {
+        let extra = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty());
+        let origin = Origin::new(OriginOptions {
+            // Not caught by the interception of this machine, where the right to set it is there.
+            mark: Some(crate::config::Config::default().intercept.mark.0),
+            extra_cas: extra.into_iter().map(Into::into).collect(),
+            allow_private: true,
+            head_timeout: HEAD,
+            idle_timeout: SILENCE,
+            ..OriginOptions::default()
+        })?;
+        let hub = (endpoint.host_str().map(str::to_owned), endpoint.port_or_known_default());
+        Ok(Self { origin, node, hub, down: AtomicBool::new(false), unserved: Mutex::default(), progress })
+    }
+
+    /// Whether the URL is the Hub's own.
+    pub(crate) fn is_hub(&self, url: &Url) -> bool {
+        (url.host_str(), url.port_or_known_default()) == (self.hub.0.as_deref(), self.hub.1)
+    }
+
+    /// A request that the node has nothing to do with. Redirects come back as they are.
+    pub(crate) async fn direct(&self, method: Method, url: &Url, lines: Lines) -> Result<Reply, GetError> {
+        let request = OriginRequest::new(url.clone(), with_defaults(lines));
+        let response = self.origin.forward(method, &request, Empty::<Bytes>::new()).await?;
+        let (head, body) = response.into_parts();
+        let body = Body::Origin(Box::new(body));
+        Ok(Reply { status: head.status.as_u16(), headers: head.headers, via: Via::Direct, body })
+    }
+
+    /// A GET for a file's bytes: by way of the node, where it is there and serves this host. `secret`: the lines are for
+    /// nobody to hear on the way.
+    pub(crate) async fn bytes(&self, url: &Url, lines: Lines, secret: bool) -> Result<Reply, GetError> {
+        if let Some(node) = self.node_for(url, secret) {
+            match self.by_node(node, url, &lines).await? {
+                Some(reply) if is_unserved(&reply) => self.note_unserved(url, node),
+                Some(reply) => return Ok(reply),
+                None => {}
+            }
+        }
+        self.direct(Method::GET, url, lines).await
+    }
+
+    /// A JSON document of the Hub, and its head.
+    pub(crate) async fn document(&self, url: &Url, lines: Lines) -> Result<(Vec<u8>, HeaderMap), GetError> {
+        let reply = self.direct(Method::GET, url, lines).await?;
+        if reply.status != 200 {
+            return Err(reply.refusal(&label(url)).await);
+        }
+        let headers = reply.headers.clone();
+        let too_long = || GetError::Answer { what: label(url), why: "more than 64 MiB".to_owned() };
+        let (body, whole) = reply.read(MAX_DOCUMENT).await?;
+        if whole { Ok((body, headers)) } else { Err(too_long()) }
+    }
+
+    fn node_for(&self, url: &Url, secret: bool) -> Option<&str> {
+        let node = self.node.as_deref().filter(|_| url.scheme() == "https" && !self.is_hub(url))?;
+        let unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let down = self.down.load(Ordering::Relaxed);
+        let served = !down && !unserved.contains(url.host_str().unwrap_or_default());
+        (served && (!secret || is_this_machine(node))).then_some(node)
+    }
+
+    /// `None`: no node answers, which is said once.
+    async fn by_node(&self, node: &str, url: &Url, lines: &Lines) -> Result<Option<Reply>, GetError> {
+        let failed = |why: String| GetError::Node { what: label(url), node: node.to_owned(), why };
+        let stream = match timeout(CONNECT, TcpStream::connect(node)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Ok(self.note_down(node, &error.to_string())),
+            Err(_) => return Ok(self.note_down(node, "no answer within 5 s")),
+        };
+        let handshake = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| failed(error.to_string()))?;
+        // Ends with the body; its error is the body's too.
+        tokio::spawn(async move { drop(connection.await) });
+        let request = absolute(url, with_defaults(lines.clone())).ok_or_else(|| failed("no URL".to_owned()))?;
+        let response = match timeout(HEAD, sender.send_request(request)).await {
+            Ok(response) => response.map_err(|error| failed(error.to_string()))?,
+            Err(_) => return Err(failed("no answer within 60 s".to_owned())),
+        };
+        let (head, body) = response.into_parts();
+        let body = Body::Node(body, node.to_owned());
+        Ok(Some(Reply { status: head.status.as_u16(), headers: head.headers, via: Via::Node, body }))
+    }
+
+    fn note_down(&self, node: &str, why: &str) -> Option<Reply> {
+        if !self.down.swap(true, Ordering::Relaxed) {
+            self.progress.note(&format!("no node answers at {node} ({why}): straight from the origin"));
+        }
+        None
+    }
+
+    fn note_unserved(&self, url: &Url, node: &str) {
+        let host = url.host_str().unwrap_or_default().to_owned();
+        if self.unserved.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone()) {
+            self.progress
+                .note(&format!("the node at {node} does not serve {host} (intercept.hosts): straight from the origin"));
+        }
+    }
+}
+
+impl Reply {
+    /// A header's text.
+    pub(crate) fn header(&self, name: impl header::AsHeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body's next bytes, `None` at its end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, GetError> {
+        match &mut self.body {
+            Body::Origin(body) => Ok(body.chunk().await?),
+            Body::Node(body, node) => loop {
+                let failed = |why: String| GetError::Node { what: "a file".to_owned(), node: node.clone(), why };
+                let frame = timeout(SILENCE, body.frame()).await.map_err(|_| failed("silent for 60 s".to_owned()))?;
+                match frame {
+                    None => return Ok(None),
+                    Some(Err(_)) => return Err(failed("broken off".to_owned())),
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                        _ => {}
+                    },
+                }
+            },
+        }
+    }
+
+    /// The error that this answer stands for.
+    pub(crate) async fn refusal(self, what: &str) -> GetError {
+        let status = self.status;
+        let named = ["x-error-message", "x-pondhawk-error"].iter().find_map(|name| self.header(*name));
+        let named = named.map(str::to_owned);
+        let said = match named {
+            Some(said) => Some(said),
+            None => self.read(MAX_ERROR).await.ok().and_then(|(body, _)| first_line(&body)),
+        };
+        GetError::refused(what, status, said.as_deref())
+    }
+
+    /// At most `most` bytes of the body, and whether that was all.
+    async fn read(mut self, most: usize) -> Result<(Vec<u8>, bool), GetError> {
+        let mut kept = Vec::new();
+        while let Some(data) = self.chunk().await? {
+            if kept.len() + data.len() > most {
+                return Ok((kept, false));
+            }
+            kept.extend_from_slice(&data);
+        }
+        Ok((kept, true))
+    }
+}
+
+/// Text, and not a page of HTML or a document of XML.
+fn first_line(body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned();
+    let line = text.lines().next()?.trim().to_owned();
+    (!line.is_empty() && !line.starts_with('<')).then_some(line)
+}
+
+fn is_unserved(reply: &Reply) -> bool {
+    let said = reply.header("x-pondhawk-error").unwrap_or_default();
+    matches!(reply.status, 403 | 421) && said.contains("intercept.hosts")
+}
+
+fn is_this_machine(node: &str) -> bool {
+    let host = node.rsplit_once(':').map_or(node, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// In absolute form, by http: the node goes to the origin by https.
+fn absolute(url: &Url, lines: Lines) -> Option<Request<Empty<Bytes>>> {
+    let rest = &url[Position::BeforeHost..Position::AfterQuery];
+    let mut request = Request::get(format!("http://{rest}")).body(Empty::new()).ok()?;
+    let host = HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort]).ok()?;
+    request.headers_mut().insert(header::HOST, host);
+    for (name, value) in lines {
+        let (name, value) = (name.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(&value).ok()?);
+        request.headers_mut().append(name, value);
+    }
+    Some(request)
+}
+
+/// Bodies as they are, and who asks.
+fn with_defaults(mut lines: Lines) -> Lines {
+    let mut default = |name: &str, value: &str| {
+        if !lines.iter().any(|(held, _)| held.eq_ignore_ascii_case(name)) {
+            lines.push((name.to_owned(), value.as_bytes().to_vec()));
+        }
+    };
+    default("accept-encoding", "identity");
+    default("user-agent", concat!("pondhawk/", env!("CARGO_PKG_VERSION")));
+    lines
+}
