@@ -4,17 +4,22 @@ use std::{
     fs::File,
     hint::black_box,
     io::{Seek as _, SeekFrom, Write as _},
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use pondhawk::{
     http::{HeadLimits, head, range},
     swarm::download::{Action, Download, Event, Leader, LinkId, Policy, SourceId},
     task::{Bitmap, Layout, digest::WholeDigest},
+    uring::{Socket, splice_both},
 };
+
+#[path = "micro/secure.rs"]
+mod secure;
 
 const MIB: u64 = 1 << 20;
 /// Of a piece in what hashes.
@@ -50,6 +55,12 @@ enum What {
     Blake3Write,
     /// SHA-256 of a piece.
     Sha256,
+    /// Encrypt a piece for a client, in records, buffer by buffer.
+    Encrypt,
+    /// The same, and send it to a client that takes it from a socket and drops it.
+    EncryptSend,
+    /// Pass a piece on from one connection to another, both ends of both in this process.
+    Splice,
 }
 
 const REQUEST: &[u8] =
@@ -78,7 +89,45 @@ fn main() -> Result<()> {
                 digest.finish()
             });
         }
+        What::Encrypt => {
+            let mut open = secure::open()?;
+            repeat(times, || open.encrypt_piece(|_| Ok(())).is_ok());
+        }
+        What::EncryptSend => encrypt_and_send(times)?,
+        What::Splice => splice(times)?,
     }
+    Ok(())
+}
+
+/// A socket pair whose far end is read and dropped by a thread.
+fn drained() -> Result<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (mut far, _) = listener.accept()?;
+    std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    Ok(near)
+}
+
+fn encrypt_and_send(times: u64) -> Result<()> {
+    let (mut open, mut socket) = (secure::open()?, drained()?);
+    (0..times).try_for_each(|_| open.encrypt_piece(|records| Ok(socket.write_all(records)?)))
+}
+
+/// What a passed-on connection costs: a client's thread writes, the node splices, a server's thread reads.
+fn splice(times: u64) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let (from_client, _) = listener.accept()?;
+    let to_server = drained()?;
+    std::thread::spawn(move || {
+        let piece = vec![7; PIECE];
+        (0..times).try_for_each(|_| client.write_all(&piece))
+    });
+    let spliced = tokio_uring::start(async {
+        let (client, server) = (Socket::new(from_client)?, Socket::new(to_server)?);
+        splice_both(&client, &server).await
+    })?;
+    ensure!(spliced.forth == times * PIECE as u64, "only {} bytes came", spliced.forth);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::lab::{binary, clean_command};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "micro",
-    summary: "instructions of the head parser, ranges, the bitmap and the picker; CPU time of hashing and writing a piece",
+    summary: "instructions of the head parser, ranges, the bitmap and the picker; CPU time of hashing, writing, encrypting and passing on a piece",
     needs: &[Need::Program("valgrind"), Need::Binary("pondhawk-micro")],
     run,
 };
@@ -23,8 +23,14 @@ const COUNTED: [(&str, &str, u64); 4] = [
     ("picker", "1,000 pieces picked", 2),
 ];
 /// By name: what it is called here, and how often it is done to be timed.
-const TIMED: [(&str, &str, u64); 3] =
-    [("blake3", "BLAKE3", 4_000), ("blake3-write", "BLAKE3 and write", 4_000), ("sha256", "SHA-256", 2_000)];
+const TIMED: [(&str, &str, u64); 6] = [
+    ("blake3", "BLAKE3", 4_000),
+    ("blake3-write", "BLAKE3 and write", 4_000),
+    ("sha256", "SHA-256", 2_000),
+    ("encrypt", "TLS records", 4_000),
+    ("encrypt-send", "TLS records and send", 4_000),
+    ("splice", "splice, both ends with it", 4_000),
+];
 const ROUNDS: usize = 5;
 /// Bytes of a piece.
 const PIECE: f64 = (1_u64 << 20) as f64;

@@ -174,7 +174,7 @@ impl Web {
         let host = url.host_str().unwrap_or_default().to_owned();
         if self.unserved.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone()) {
             self.progress
-                .note(&format!("the node at {node} does not serve {host} (intercept.hosts): straight from the origin"));
+                .note(&format!("the node at {node} does not serve {host} (proxy.allow): straight from the origin"));
         }
     }
 }
@@ -238,7 +238,7 @@ fn first_line(body: &[u8]) -> Option<String> {
 
 fn is_unserved(reply: &Reply) -> bool {
     let said = reply.header("x-pondhawk-error").unwrap_or_default();
-    matches!(reply.status, 403 | 421) && said.contains("intercept.hosts")
+    matches!(reply.status, 403 | 421) && ["intercept.hosts", "proxy.allow"].iter().any(|key| said.contains(key))
 }
 
 fn is_this_machine(node: &str) -> bool {
@@ -246,10 +246,10 @@ fn is_this_machine(node: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// In absolute form, by http: the node goes to the origin by https.
+/// In absolute form, with the URL's own scheme: the node goes to the origin by it.
 fn absolute(url: &Url, lines: Lines) -> Option<Request<Empty<Bytes>>> {
     let rest = &url[Position::BeforeHost..Position::AfterQuery];
-    let mut request = Request::get(format!("http://{rest}")).body(Empty::new()).ok()?;
+    let mut request = Request::get(format!("{}://{rest}", url.scheme())).body(Empty::new()).ok()?;
     let host = HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort]).ok()?;
     request.headers_mut().insert(header::HOST, host);
     for (name, value) in lines {
