@@ -152,6 +152,9 @@ section! {
         /// Connections to one host at a time. Unit: connections. Cost: one buffer each while it receives. Default 16: origins
         /// that limit each connection are drained 16 times faster, and hf_transfer's users open more than that.
         connections_per_host: u16 = 16,
+        /// How fast downloads for the store come from origins, all together; what is passed through is not slowed down. Unit: bytes a
+        /// second, at least 1MiB; 0 is as fast as it can. Default 0.
+        rate: Size = Size(0),
         /// Files (PEM) with certificate authorities that are trusted for origins beside the system's. Default none.
         extra_cas: Vec<PathBuf> = Vec::new(),
         /// Whether origins at private, loopback and link-local addresses may be fetched from. Cost: whoever reaches the proxy

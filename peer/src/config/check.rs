@@ -56,6 +56,7 @@ impl Config {
         check(self.origin.connections_per_host <= 256, "origin.connections_per_host", "must be at most 256");
         check((1..=100).contains(&self.origin.retries), "origin.retries", "must be from 1 to 100");
         check(self.origin.redirects <= 20, "origin.redirects", "must be at most 20");
+        check(!(1..MIB).contains(&self.origin.rate.0), "origin.rate", "must be 0 or at least 1MiB");
         let ordered = self.origin.retry_backoff <= self.origin.retry_max;
         check(ordered, "origin.retry_max", "must be at least origin.retry_backoff");
     }

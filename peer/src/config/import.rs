@@ -201,6 +201,9 @@ impl Translation {
         if let Some(rate) = rate.and_then(|rate| size(&rate)) {
             self.set("swarm.upload_rate", json!(rate));
         }
+        if let Some(rate) = self.text("download.backToSourceBandwidthLimit").and_then(|rate| size(&rate)) {
+            self.set("origin.rate", json!(rate));
+        }
     }
 
     fn proxy(&mut self) {

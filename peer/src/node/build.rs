@@ -235,6 +235,7 @@ fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -
         allow_private: settings.allow_private,
         overrides: settings.overrides.iter().map(|(place, address)| (place.clone(), *address)).collect(),
         connections_per_host: usize::from(settings.connections_per_host),
+        rate: settings.rate.0,
         connect_timeout: settings.connect_timeout.get(),
         head_timeout: settings.head_timeout.get(),
         idle_timeout: settings.stall_timeout.get(),

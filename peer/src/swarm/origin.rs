@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,7 +23,10 @@ use hyper::{
 use tokio::sync::OwnedSemaphorePermit;
 use url::{Position, Url};
 
-use crate::metrics::{Metrics, OriginAnswer};
+use crate::{
+    metrics::{Metrics, OriginAnswer},
+    wire::rate::Bucket,
+};
 
 use super::{
     body::Lent,
@@ -65,6 +68,8 @@ pub struct OriginOptions {
     pub head_timeout: Duration,
     /// The longest silence within a body.
     pub idle_timeout: Duration,
+    /// Bytes a second of all downloads together; 0: no limit.
+    pub rate: u64,
     /// How long a range waits for one of the host's connections.
     pub slot_timeout: Duration,
     /// Redirects followed by probes and ranges; 0 hands them to the client.
@@ -85,6 +90,7 @@ impl Default for OriginOptions {
             connect_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(9),
             idle_timeout: Duration::from_secs(6),
+            rate: 0,
             slot_timeout: Duration::from_secs(30),
             max_redirects: 5,
             metrics: Metrics::new(),
@@ -98,6 +104,7 @@ pub struct Origin {
     options: OriginOptions,
     connector: Connector,
     pool: Arc<Pool>,
+    bucket: Mutex<Bucket>,
 }
 
 impl Origin {
@@ -112,12 +119,22 @@ impl Origin {
             timeout: options.connect_timeout,
         })?;
         let pool = Arc::new(Pool::new(options.connections_per_host));
-        Ok(Self { options, connector, pool })
+        let bucket = Mutex::new(Bucket::new(options.rate));
+        Ok(Self { options, connector, pool, bucket })
     }
 
     /// Ranges in flight to one host at once.
     pub fn connections_per_host(&self) -> usize {
         self.options.connections_per_host
+    }
+
+    /// Waits until so many more bytes of a download may come; whether there was anything to wait for.
+    pub(super) async fn pace(&self, bytes: u64) -> bool {
+        let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(std::time::Instant::now(), bytes);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        !wait.is_zero()
     }
 
     /// Counts a failure that will be followed by another request.

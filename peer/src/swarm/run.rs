@@ -123,6 +123,9 @@ impl Run {
                 return Err(OriginError::Cut { at: self.request.label(), received: sink.offset.into() }.into());
             };
             self.tools.shared.from_origin.fetch_add(data.len() as u64, Ordering::Relaxed);
+            if self.tools.origin.pace(data.len() as u64).await {
+                body.was_paused();
+            }
             let passed = skip.min(data.len() as u64);
             skip -= passed;
             drop(data.split_to(usize::try_from(passed).unwrap_or(data.len())));
