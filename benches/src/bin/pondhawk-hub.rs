@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pondhawk_bench::{
-    hub::{Access, Content, Fault, Hub, HubOptions, Names, Rates},
+    hub::{Access, CdnStyle, Content, Fault, Hub, HubOptions, Names, Rates, XetShape},
     lab::{DnsRecords, DnsServer},
 };
 
@@ -44,6 +44,9 @@ struct Arguments {
     /// OWNER/NAME/PATH=FILE, a file on disk; may be repeated.
     #[arg(long, value_parser = pair)]
     from_disk: Vec<(String, String)>,
+    /// OWNER/NAME[:CHUNKS_IN_A_XORB:CHUNKS_IN_A_TERM], a repository in Xet's storage; may be repeated.
+    #[arg(long)]
+    xet: Vec<XetRepo>,
     /// OWNER/NAME=TOKEN, a repository that needs a bearer token; may be repeated.
     #[arg(long, value_parser = pair)]
     private: Vec<(String, String)>,
@@ -99,6 +102,26 @@ impl std::str::FromStr for GeneratedFile {
     }
 }
 
+#[derive(Clone)]
+struct XetRepo {
+    name: String,
+    shape: XetShape,
+}
+
+impl std::str::FromStr for XetRepo {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let shape = match parts[1..] {
+            [] => XetShape::default(),
+            [xorb, term] => XetShape { xorb_chunks: xorb.parse()?, term_chunks: term.parse()? },
+            _ => bail!("expected OWNER/NAME or OWNER/NAME:CHUNKS_IN_A_XORB:CHUNKS_IN_A_TERM"),
+        };
+        Ok(Self { name: parts[0].to_owned(), shape })
+    }
+}
+
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
     let arguments = Arguments::parse();
@@ -132,6 +155,9 @@ fn start_hub(arguments: &Arguments) -> Result<Option<Hub>> {
         threads: arguments.threads,
         ..HubOptions::default()
     })?;
+    for repo in &arguments.xet {
+        hub.set_style(&repo.name, CdnStyle::Xet(repo.shape));
+    }
     add_files(&hub, arguments)?;
     for (repo, token) in &arguments.private {
         hub.set_access(repo, Access::Private(token.clone()));

@@ -23,6 +23,8 @@ pub enum Client {
     Hub2,
     /// hf_transfer under huggingface_hub 0.36: many ranges at once.
     HfTransfer,
+    /// hf_xet under huggingface_hub 2.x: xorbs in place of the file, from repositories in Xet's storage.
+    HfXet,
     /// curl -L.
     Curl,
     /// wget, killed half-way and continued with -c.
@@ -72,12 +74,13 @@ pub struct Recipe {
 
 impl Client {
     /// Every client, oldest version first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Hub017,
         Self::Hub036,
         Self::Hub1,
         Self::Hub2,
         Self::HfTransfer,
+        Self::HfXet,
         Self::Curl,
         Self::Wget,
         Self::Aria2,
@@ -92,6 +95,7 @@ impl Client {
             Self::Hub1 => "huggingface_hub 1.x",
             Self::Hub2 => "huggingface_hub 2.x",
             Self::HfTransfer => "hf_transfer",
+            Self::HfXet => "hf_xet",
             Self::Curl => "curl",
             Self::Wget => "wget -c",
             Self::Aria2 => "aria2c -x16",
@@ -136,8 +140,8 @@ impl Client {
                 add(&["sh", "-c", include_str!("git_lfs.sh"), "sh", &lfs, &wanted.sha256].map(AsRef::as_ref));
                 add(&[wanted.size.to_string().as_ref(), place.dir.join("clone").as_ref()]);
             }
-            Self::Hub017 | Self::Hub036 | Self::Hub1 | Self::Hub2 | Self::HfTransfer => {
-                let name = self.environment_name().expect("these five have one");
+            Self::Hub017 | Self::Hub036 | Self::Hub1 | Self::Hub2 | Self::HfTransfer | Self::HfXet => {
+                let name = self.environment_name().expect("these six have one");
                 add(&[place.target.join("clients").join(name).join("bin/python").as_ref()]);
                 add(&["-c", include_str!("download.py"), &wanted.repo, &wanted.file].map(AsRef::as_ref));
             }
@@ -161,6 +165,7 @@ impl Client {
             Self::Hub1 => Some("hf-1"),
             Self::Hub2 => Some("hf-2"),
             Self::HfTransfer => Some("hf-transfer"),
+            Self::HfXet => Some("hf-xet"),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use super::{
     query,
     resolve::{permitted, refusal},
     routes::{self, Answer, Context},
+    xet,
 };
 
 /// None: not a path of the API.
@@ -26,6 +27,10 @@ pub(super) fn answer(context: &Context) -> Option<Answer> {
         Err(refusal) => return Some(*refusal),
     };
     match rest {
+        ["xet-read-token", revision] => Some(match found.revision(revision) {
+            Some(_) => xet::token(context, &repo),
+            None => *no_revision(),
+        }),
         [] => Some(info(found, &repo, "main")),
         ["revision", revision] => Some(info(found, &repo, revision)),
         ["tree", revision] => Some(tree(context, found, revision, "")),

@@ -10,7 +10,11 @@ use std::{
 
 use aws_lc_rs::digest;
 
-use super::{content::Source, query};
+use super::{
+    content::Source,
+    query,
+    xet::{XetFile, XetShape},
+};
 
 /// Who may read a repository, with which bearer token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub enum CdnStyle {
         /// Host in Location.
         host: String,
     },
+    /// In Xet's storage: hf_xet is offered, and other clients get a bridge URL on `cas-bridge.xethub.hf.co`.
+    Xet(XetShape),
     /// `/xet-bridge-us/{repo id}/{xet hash}` with X-Amz-*: the hash is no SHA-256 of the content.
     Bridge {
         /// Host in Location.
@@ -62,6 +68,8 @@ pub(super) struct Object {
     pub(super) sha256: String,
     pub(super) source: Source,
     pub(super) home: Home,
+    /// For hf_xet.
+    pub(super) xet: Option<Arc<XetFile>>,
     generation: AtomicU8,
 }
 
@@ -72,13 +80,15 @@ pub(super) enum Home {
     Hub,
     /// By the CDN, under a signed URL.
     Cdn { host: String, path: String, amz: bool },
+    /// By the transfer host, under URLs that are signed for a range.
+    Xorb,
     /// By the CDN under /plain/, unsigned.
     Plain(PlainRules),
 }
 
 impl Object {
     pub(super) fn new(label: String, name: String, sha256: String, source: Source, home: Home) -> Self {
-        Self { label, name, sha256, source, home, generation: AtomicU8::new(0) }
+        Self { label, name, sha256, source, home, xet: None, generation: AtomicU8::new(0) }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -98,7 +108,7 @@ impl Object {
     pub(super) fn etag(&self, generation: u8) -> Option<String> {
         let tag = match &self.home {
             Home::Hub => &self.sha256[..40],
-            Home::Cdn { .. } => &self.sha256[..32],
+            Home::Cdn { .. } | Home::Xorb => &self.sha256[..32],
             Home::Plain(rules) => rules.etag.as_deref()?,
         };
         let changed = if generation == 0 { String::new() } else { format!("-{generation}") };
@@ -142,6 +152,11 @@ impl Repo {
         self.revisions.get(wanted).or_else(|| self.revisions.values().find(|revision| revision.commit == wanted))
     }
 
+    /// Those of its files that are in Xet's storage.
+    pub(super) fn xet_files(&self) -> impl Iterator<Item = &Arc<XetFile>> {
+        self.revisions.values().flat_map(|revision| revision.files.values()).filter_map(|object| object.xet.as_ref())
+    }
+
     /// The object with this SHA-256 in any revision.
     pub(super) fn by_sha256(&self, oid: &str) -> Option<&Arc<Object>> {
         self.revisions.values().flat_map(|revision| revision.files.values()).find(|object| object.sha256 == oid)
@@ -164,7 +179,7 @@ impl Catalogue {
 
     pub(super) fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
         let repos = self.repos.values().flat_map(|repo| repo.revisions.values());
-        let plain = self.cdn.values().filter(|object| matches!(object.home, Home::Plain(_)));
+        let plain = self.cdn.values().filter(|object| matches!(object.home, Home::Plain(_) | Home::Xorb));
         repos.flat_map(|revision| revision.files.values()).chain(plain)
     }
 
@@ -172,13 +187,30 @@ impl Catalogue {
         self.repo_mut(repo).style = Some(style);
     }
 
+    /// How files added to this repository are packed for Xet; none: they are not.
+    pub(super) fn xet_shape(&self, repo: &str) -> Option<XetShape> {
+        match self.repos.get(repo)?.style {
+            Some(CdnStyle::Xet(shape)) => Some(shape),
+            _ => None,
+        }
+    }
+
     /// Adds a file to a revision, which comes to be with its first file; replaces a file of the same path.
     pub(super) fn add_file(&mut self, spec: NewFile<'_>, source: Source, sha256: &str, default_host: &str) {
-        let NewFile { repo, revision, path, large } = spec;
+        let NewFile { repo, revision, path, large, xet } = spec;
         let style = self.repos.get(repo).and_then(|repo| repo.style.clone());
-        let home = if large { cdn_home(repo, sha256, style, default_host) } else { Home::Hub };
+        let home = match &xet {
+            Some(file) => bridge("cas-bridge.xethub.hf.co".to_owned(), repo, &file.name),
+            None if large => cdn_home(repo, sha256, style, default_host),
+            None => Home::Hub,
+        };
         let label = if revision == "main" { format!("{repo}/{path}") } else { format!("{repo}@{revision}/{path}") };
-        let object = Arc::new(Object::new(label, path.to_owned(), sha256.to_owned(), source, home));
+        let mut object = Object::new(label, path.to_owned(), sha256.to_owned(), source, home);
+        object.xet = xet.map(Arc::new);
+        if let Some(file) = &object.xet {
+            self.add_xorbs(file);
+        }
+        let object = Arc::new(object);
         if let Home::Cdn { path, .. } = &object.home {
             self.cdn.insert(path.clone(), Arc::clone(&object));
         }
@@ -189,6 +221,15 @@ impl Catalogue {
         entry.files.insert(path.to_owned(), object);
     }
 
+    fn add_xorbs(&mut self, file: &XetFile) {
+        for xorb in &file.xorbs {
+            let source = Source::of_xorb(file.bytes_of(xorb));
+            let (label, name) = (format!("xorb/{}", xorb.name), xorb.name.clone());
+            let object = Object::new(label, name.clone(), name.clone(), source, Home::Xorb);
+            self.cdn.insert(format!("/xorbs/default/{name}"), Arc::new(object));
+        }
+    }
+
     pub(super) fn add_plain(&mut self, name: &str, source: Source, sha256: &str, rules: PlainRules) {
         let label = format!("plain/{name}");
         let object = Object::new(label, name.to_owned(), sha256.to_owned(), source, Home::Plain(rules));
@@ -197,13 +238,14 @@ impl Catalogue {
 }
 
 /// Where a file goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct NewFile<'a> {
     pub(super) repo: &'a str,
     pub(super) revision: &'a str,
     pub(super) path: &'a str,
     /// Redirected to the CDN, rather than served by the Hub.
     pub(super) large: bool,
+    pub(super) xet: Option<XetFile>,
 }
 
 fn cdn_home(repo: &str, sha256: &str, style: Option<CdnStyle>, default_host: &str) -> Home {
@@ -212,11 +254,14 @@ fn cdn_home(repo: &str, sha256: &str, style: Option<CdnStyle>, default_host: &st
         CdnStyle::Lfs { host } => {
             Home::Cdn { host, path: format!("/repos/{}/{}/{id}/{sha256}", &id[..2], &id[2..4]), amz: false }
         }
-        CdnStyle::Bridge { host } => {
-            let hash = sha256_hex(&format!("xet {sha256}"));
-            Home::Cdn { host, path: format!("/xet-bridge-us/{}/{hash}", &id[..24]), amz: true }
-        }
+        CdnStyle::Bridge { host } => bridge(host, repo, &sha256_hex(&format!("xet {sha256}"))),
+        // Only with its hash, which the caller has.
+        CdnStyle::Xet(_) => Home::Hub,
     }
+}
+
+fn bridge(host: String, repo: &str, hash: &str) -> Home {
+    Home::Cdn { host, path: format!("/xet-bridge-us/{}/{hash}", &sha256_hex(repo)[..24]), amz: true }
 }
 
 /// A revision named by a commit keeps it; a branch gets a commit of its own.

@@ -36,7 +36,7 @@ pub(super) fn answer(context: &Context) -> Option<Answer> {
         }
         Home::Plain(rules) => (rules.token.is_some() && rules.token.as_deref() != context.bearer())
             .then(|| text(StatusCode::UNAUTHORIZED, "a bearer token is needed")),
-        Home::Hub => None,
+        Home::Hub | Home::Xorb => None,
     };
     Some(refusal.unwrap_or_else(|| object_answer(context, &object, Response::builder())).counted(context, &object))
 }
@@ -175,7 +175,7 @@ fn object_headers(response: Builder, context: &Context, object: &Object, generat
     match &object.home {
         Home::Plain(rules) => plain_headers(response, rules),
         Home::Hub => response,
-        Home::Cdn { .. } => {
+        Home::Cdn { .. } | Home::Xorb => {
             if let Some(disposition) = query::get(&context.query, "response-content-disposition") {
                 response = response.header("content-disposition", disposition);
             }

@@ -15,6 +15,8 @@ use std::{
 use aws_lc_rs::digest;
 use bytes::Bytes;
 
+use super::xet::XorbBytes;
+
 /// The bytes of a file on the hub.
 #[derive(Clone, Debug)]
 pub enum Content {
@@ -122,6 +124,7 @@ enum Kind {
     Bytes(Bytes),
     Seeded { seed: u64, cache: Arc<BlockCache> },
     File(File),
+    Xorb(XorbBytes),
 }
 
 impl Source {
@@ -134,6 +137,10 @@ impl Source {
                 Self { len: file.metadata()?.len(), kind: Kind::File(file) }
             }
         })
+    }
+
+    pub(super) fn of_xorb(xorb: XorbBytes) -> Self {
+        Self { len: xorb.len(), kind: Kind::Xorb(xorb) }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -152,6 +159,7 @@ impl Source {
                 file.read_exact_at(&mut buffer, offset)?;
                 buffer.into()
             }
+            Kind::Xorb(xorb) => xorb.chunk(offset, max)?,
         };
         Ok(if generation == 0 { bytes } else { bytes.iter().map(|byte| byte ^ generation).collect() })
     }

@@ -2,7 +2,7 @@
 //! `pondhawk-hub`.
 //!
 //! It answers what huggingface_hub (0.17 to 2.x), git-lfs and plain HTTP clients ask: resolve with a redirect to a signed URL,
-//! the CDN behind it, the model API, the LFS batch API. Xet is not offered. Everything asked is counted per object, and faults can be
+//! the CDN behind it, the model API, the LFS batch API, and, for repositories in [`CdnStyle::Xet`], hf_xet. Everything asked is counted per object, and faults can be
 //! put on any object ([`Fault`]). Further paths: `/plain/{name}` on CDN hosts, `/_echo` (any method, the body comes back),
 //! `/_hub/...` (control, see `control.rs`).
 
@@ -25,6 +25,7 @@ mod server;
 mod signing;
 mod stats;
 mod wire;
+mod xet;
 
 use std::{
     io,
@@ -45,6 +46,7 @@ pub use self::{
     faults::{Fault, FaultKind, Faults, Place},
     pace::{Limits, Rates},
     stats::{ObjectStats, Stats},
+    xet::XetShape,
 };
 use self::{
     catalogue::{Catalogue, Home, NewFile, Object},
@@ -52,6 +54,7 @@ use self::{
     server::Endpoint,
     signing::Signer,
     stats::StatsBook,
+    xet::XetFile,
 };
 
 /// Host names that the hub plays.
@@ -71,6 +74,8 @@ impl Default for Names {
             "cdn-lfs.hf.co",
             "cas-bridge.xethub.hf.co",
             "us.gcp.cdn.hf.co",
+            xet::CAS_HOST,
+            xet::TRANSFER_HOST,
         ];
         Self { hub: "huggingface.co".into(), cdn: cdn.map(str::to_owned).into() }
     }
@@ -401,10 +406,13 @@ impl Shared {
         content: Content,
         on_cdn: Option<bool>,
     ) -> Result<String, HubError> {
+        let again = content.clone();
         let (source, sha256) = self.open(path, content)?;
         let large = on_cdn.unwrap_or(source.len() >= self.large_from);
         let host = self.names.cdn.first().unwrap_or(&self.names.hub);
-        self.catalogue_mut().add_file(NewFile { repo, revision, path, large }, source, &sha256, host);
+        let shape = self.catalogue().xet_shape(repo).filter(|_| large);
+        let xet = shape.map(|shape| self.open_xet(path, again, shape)).transpose()?;
+        self.catalogue_mut().add_file(NewFile { repo, revision, path, large, xet }, source, &sha256, host);
         Ok(sha256)
     }
 
@@ -416,6 +424,7 @@ impl Shared {
                     format!("/{}", object.label.replacen(&object.name, &format!("resolve/main/{}", object.name), 1));
                 (&self.names.hub, path, String::new())
             }
+            Home::Xorb => return xet::xorb_url(self, object.sha256.as_str(), &(0..object.len()), at),
             Home::Plain(_) => {
                 let host = self.names.cdn.first().unwrap_or(&self.names.hub);
                 (host, format!("/{}", object.label), String::new())
@@ -429,8 +438,19 @@ impl Shared {
                 (host, path.clone(), format!("?{query}"))
             }
         };
+        format!("{}{path}{query}", self.base(host))
+    }
+
+    /// Scheme, host and port.
+    fn base(&self, host: &str) -> String {
         let standard = if self.scheme == "https" { 443 } else { 80 };
         let port = if self.port == standard { String::new() } else { format!(":{}", self.port) };
-        format!("{}://{host}{port}{path}{query}", self.scheme)
+        format!("{}://{host}{port}", self.scheme)
+    }
+
+    fn open_xet(&self, path: &str, content: Content, shape: XetShape) -> Result<XetFile, HubError> {
+        let wrong = |source| HubError::File { path: path.to_owned(), source };
+        let source = Source::open(content, &self.cache).map_err(wrong)?;
+        XetFile::new(source, shape).map_err(wrong)
     }
 }

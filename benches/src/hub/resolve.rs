@@ -10,6 +10,7 @@ use super::{
     cdn,
     faults::{Ask, FaultKind, Place},
     routes::{Answer, Context, finish, full, text},
+    xet,
 };
 
 /// None: not a resolve path.
@@ -30,7 +31,11 @@ fn resolve(context: &Context, name: &str, revision: &str, path: &str) -> Refused
         let object = revision.files.get(path).ok_or_else(|| refusal(404, "EntryNotFound", "no such file"))?;
         (revision.commit.clone(), Arc::clone(object))
     };
-    let response = Response::builder().header("x-repo-commit", commit).header("access-control-allow-origin", "*");
+    let mut response = Response::builder();
+    if let Some(file) = &object.xet {
+        response = xet_headers(&context.shared, response, name, &commit, &file.name);
+    }
+    let response = response.header("x-repo-commit", commit).header("access-control-allow-origin", "*");
     if matches!(object.home, Home::Hub) {
         let response = response.header("content-disposition", disposition(&object.name));
         let answer = cdn::object_answer(context, &object, response);
@@ -47,6 +52,15 @@ fn resolve(context: &Context, name: &str, revision: &str, path: &str) -> Refused
     }
     context.shared.stats.resolved(&object.label);
     Ok(redirect(&context.shared, &object, response))
+}
+
+/// Tells hf_xet the file's hash, and where to ask for a token and for what makes the file.
+fn xet_headers(shared: &Shared, response: Builder, repo: &str, commit: &str, hash: &str) -> Builder {
+    let kind = if repo.matches('/').count() == 1 { "models/" } else { "" };
+    let auth = format!("{}/api/{kind}{repo}/xet-read-token/{commit}", shared.base(&shared.names.hub));
+    let parts = format!("{}/v1/reconstructions/{hash}", shared.base(xet::CAS_HOST));
+    let link = format!("<{auth}>; rel=\"xet-auth\", <{parts}>; rel=\"xet-reconstruction-info\"");
+    response.header("x-xet-hash", hash).header("link", link)
 }
 
 fn redirect(shared: &Shared, object: &Object, response: Builder) -> Answer {

@@ -11,7 +11,7 @@ use hyper::{
     http::response::Builder,
 };
 
-use super::{Shared, api, cdn, control, lfs, query, resolve, wire::Connection};
+use super::{Shared, api, cdn, control, lfs, query, resolve, wire::Connection, xet};
 
 pub(super) type HubBody = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Answer = Response<HubBody>;
@@ -78,7 +78,7 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>, conn
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD here");
     }
     if side != Side::Hub
-        && let Some(answer) = cdn::answer(&context)
+        && let Some(answer) = cdn::answer(&context).or_else(|| xet::answer(&context))
     {
         return answer;
     }

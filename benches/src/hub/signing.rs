@@ -36,19 +36,29 @@ impl Signer {
 
     /// A query as CloudFront takes it. No two are the same: the policy carries a serial number.
     pub(super) fn cloudfront(&self, path: &str, expires: u64, disposition: &str, content_type: &str) -> String {
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let policy = query::base64(
-            format!(
-                r#"{{"Statement":[{{"Condition":{{"DateLessThan":{{"AWS:EpochTime":{expires}}}}},"Resource":"*{path}?{serial}"}}]}}"#
-            )
-            .as_bytes(),
-        );
+        let policy = self.policy(path, expires);
         let signature = self.cloudfront_signature(path, &expires.to_string(), &policy);
         format!(
             "response-content-disposition={}&response-content-type={}&Expires={expires}&Policy={policy}&Signature={signature}&Key-Pair-Id=KPONDHAWKTEST1",
             query::encode(disposition),
             query::encode(content_type),
         )
+    }
+
+    /// A query that is good for these bytes of a xorb only: `range` is the Range header that the client must send.
+    pub(super) fn signed_range(&self, path: &str, expires: u64, range: &str) -> String {
+        let signed = with_range(path, range);
+        let policy = self.policy(&signed, expires);
+        let signature = self.cloudfront_signature(&signed, &expires.to_string(), &policy);
+        format!(
+            "X-Xet-Signed-Range={}&Expires={expires}&Policy={policy}&Signature={signature}&Key-Pair-Id=KPONDHAWKTEST1",
+            query::encode(range)
+        )
+    }
+
+    /// Proof that these words were said by this hub.
+    pub(super) fn seal(&self, parts: &[&str]) -> String {
+        query::hex(self.tag(parts).as_ref())
     }
 
     /// A query as S3 takes it.
@@ -75,11 +85,21 @@ impl Signer {
         if now < expires { Ok(()) } else { Err(Refusal::Expired) }
     }
 
+    fn policy(&self, path: &str, expires: u64) -> String {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let policy = format!(
+            r#"{{"Statement":[{{"Condition":{{"DateLessThan":{{"AWS:EpochTime":{expires}}}}},"Resource":"*{path}?{serial}"}}]}}"#
+        );
+        query::base64(policy.as_bytes())
+    }
+
     fn check_cloudfront(&self, path: &str, query: &str) -> Result<u64, Refusal> {
         let get = |name| query::get(query, name).ok_or(Refusal::Missing);
         let (expires, policy, signature) = (get("Expires")?, get("Policy")?, get("Signature")?);
         get("Key-Pair-Id")?;
-        if self.cloudfront_signature(path, &expires, &policy) != signature {
+        let range = query::get(query, "X-Xet-Signed-Range");
+        let path = range.map_or_else(|| path.to_owned(), |range| with_range(path, &range));
+        if self.cloudfront_signature(&path, &expires, &policy) != signature {
             return Err(Refusal::Forged);
         }
         expires.parse().map_err(|_| Refusal::Forged)
@@ -107,6 +127,10 @@ impl Signer {
     fn tag(&self, parts: &[&str]) -> hmac::Tag {
         hmac::sign(&self.key, parts.join("\n").as_bytes())
     }
+}
+
+fn with_range(path: &str, range: &str) -> String {
+    format!("{path}?X-Xet-Signed-Range={range}")
 }
 
 #[cfg(test)]

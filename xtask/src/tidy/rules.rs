@@ -6,6 +6,7 @@ use super::source::{Source, closing, is_identifier, words};
 /// Modules without I/O, clock and runtime; a directory ends with a slash.
 const PURE: &[&str] = &[
     "benches/src/chart.rs",
+    "benches/src/hub/xet/hash.rs",
     "benches/src/load/arrivals.rs",
     "benches/src/load/body.rs",
     "benches/src/load/head.rs",
