@@ -4,6 +4,7 @@
 //! headers, and its consent is remembered for at most the URL's own lifetime and a short cap. Refusals are never remembered.
 
 mod expiry;
+mod grants;
 
 use std::{
     collections::HashMap,
@@ -12,6 +13,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use grants::Grants;
 use hyper::StatusCode;
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
@@ -164,6 +166,7 @@ impl Refusal {
 pub struct Authorizer {
     options: AuthorizeOptions,
     shards: [Mutex<Shard>; SHARDS],
+    grants: Grants,
 }
 
 #[derive(Default)]
@@ -190,7 +193,27 @@ struct Flight {
 impl Authorizer {
     /// An authorizer that remembers nothing yet.
     pub fn new(options: AuthorizeOptions) -> Self {
-        Self { options, shards: std::array::from_fn(|_| Mutex::default()) }
+        Self { options, shards: std::array::from_fn(|_| Mutex::default()), grants: Grants::default() }
+    }
+
+    /// The origin has given out this URL, for these bytes (the last one included), in an answer that came from it just now.
+    pub fn grant(&self, url: &Url, bytes: (u64, u64)) {
+        self.grants.add(url, bytes, Instant::now(), self.life(url));
+    }
+
+    /// Whether it has, no longer ago than a consent is remembered.
+    pub fn is_granted(&self, url: &Url, bytes: (u64, u64)) -> bool {
+        self.grants.has(url, bytes, Instant::now())
+    }
+
+    /// Whether one more answer may be kept to look for URLs in it; [`Self::heard`] when it is over.
+    pub fn may_hear(&self) -> bool {
+        self.grants.enter()
+    }
+
+    /// See [`Self::may_hear`].
+    pub fn heard(&self) {
+        self.grants.leave();
     }
 
     /// Whether the client that sent `request` may have the object; `held`: whether the node could serve it without the origin.
@@ -274,13 +297,17 @@ impl Authorizer {
     }
 
     fn remember(&self, key: Key, request: &OriginRequest, probe: &Arc<Probe>) {
-        let life = life_of(&request.url, self.options.remember);
+        let life = self.life(&request.url);
         if life.is_zero() {
             return;
         }
         let mut shard = self.shard(&key);
         shard.make_room((self.options.max_verdicts / SHARDS).max(1));
         shard.verdicts.insert(key, Verdict { until: Instant::now() + life, probe: Arc::clone(probe) });
+    }
+
+    fn life(&self, url: &Url) -> Duration {
+        life_of(url, self.options.remember)
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {

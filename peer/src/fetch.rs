@@ -1,5 +1,7 @@
 //! From a request to a task: store hit, running download, or a new one.
 
+mod xorb;
+
 use std::{
     collections::HashMap,
     ops::Range,
@@ -32,8 +34,10 @@ use crate::{
         download::Policy,
         driver::{self, DriverOptions, Handle, Offer, ReaderGuard, Status},
     },
-    task::{Bitmap, Filter, Identity, Layout, Rules, TaskId, id},
+    task::{Bitmap, Filter, Identity, Layout, Proof, Rules, TaskId, id, xorb::Claim},
 };
+
+pub use xorb::Window;
 
 /// What a request came to.
 pub enum Found {
@@ -55,6 +59,8 @@ pub struct Source {
     pub outcome: Outcome,
     /// Seconds since the origin vouched for it.
     pub age: u64,
+    /// Of a xorb's task, what is asked for.
+    pub window: Option<Window>,
     running: Option<Arc<Running>>,
     _user: User,
 }
@@ -115,10 +121,10 @@ pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
 
 async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead, terms: &Terms) -> Found {
     let node = &shard.node;
-    let identity = terms.identity(&request.url, &node.rules);
-    if matches!(identity, Identity::Xorb { .. }) {
-        return Found::Straight("xorbs are passed through".to_owned());
+    if let Some(url) = Identity::xorb(&request.url, &node.rules) {
+        return xorb::find(shard, request, head, &url).await;
     }
+    let identity = terms.identity(&request.url, &node.rules);
     // A name without a hash has no id before the origin's answer tells its validator.
     let id = identity.task_id(None);
     if head.get("range").is_some() && id.is_some_and(|id| node.tasks.was_wrong(&id) > 0) {
@@ -168,7 +174,7 @@ async fn begin(
     let told = described.len;
     let held = match held.filter(|held| !dropped_as_wrong(&shard.node, held)) {
         Some(held) => held,
-        None => match make(&shard.node, request, identity, described).await {
+        None => match make(&shard.node, request, identity, described, probe.object_len).await {
             Ok(held) => held,
             Err(Unmade::Straight(why)) => return Found::Straight(why),
             Err(Unmade::Store(error)) => {
@@ -205,7 +211,7 @@ fn complete(held: Arc<Held>, ground: Ground) -> Source {
         Ground::Asked | Ground::Remembered => 0,
         Ground::Public | Ground::OriginDown => now_unix().saturating_sub(held.meta.created_unix),
     };
-    Source { outcome: Outcome::Hit, age, running: None, _user: held.user(), held }
+    Source { outcome: Outcome::Hit, age, window: None, running: None, _user: held.user(), held }
 }
 
 /// Whether the answer can become a task.
@@ -235,19 +241,30 @@ async fn make(
     request: &OriginRequest,
     identity: &Identity,
     described: Cacheable,
+    object_len: Option<u64>,
 ) -> Result<Arc<Held>, Unmade> {
     let id = identity.task_id(described.etag.as_ref()).ok_or_else(|| Unmade::Straight("no strong ETag".to_owned()))?;
     let layout = Layout::for_len(described.len).ok_or_else(|| Unmade::Straight("too long".to_owned()))?;
     let meta = TaskMeta {
         id,
         layout,
-        sha256: identity.sha256(),
+        proof: proof_of(identity, object_len),
         label: id::label(&request.url),
         headers: described.headers,
         etag: described.etag.map(|etag| String::from_utf8_lossy(&etag.to_bytes()).into_owned()),
         created_unix: now_unix(),
     };
     node.store.create(meta).await.map_err(Unmade::Store)
+}
+
+fn proof_of(identity: &Identity, object_len: Option<u64>) -> Option<Proof> {
+    match *identity {
+        Identity::ContentSha256(sha256) => Some(Proof::Sha256(sha256)),
+        Identity::Xorb { hash, signed: Some((first, _)) } => {
+            Some(Proof::Xorb(Claim { hash, first, total: object_len }))
+        }
+        _ => None,
+    }
 }
 
 /// Joins the task's download, or begins one on this shard.
@@ -274,7 +291,7 @@ fn download(shard: &Rc<Shard>, request: &OriginRequest, probe: Arc<Probe>, held:
             (Outcome::Miss, begun)
         }
     };
-    Found::Source(Box::new(Source { outcome, age: 0, running: Some(running), _user: held.user(), held }))
+    Found::Source(Box::new(Source { outcome, age: 0, window: None, running: Some(running), _user: held.user(), held }))
 }
 
 fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
@@ -360,7 +377,7 @@ fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
     discard(node, held, party);
     tracing::error!(
         task = %held.meta.id, label = held.meta.label, blamed = ?party,
-        "the bytes do not have the SHA-256 in the file's name: dropped"
+        "the bytes are not those of the hash in the name: dropped"
     );
 }
 

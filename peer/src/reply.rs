@@ -31,7 +31,7 @@ pub enum BodyError {
     #[error("{0}")]
     Download(Failure),
     /// The whole is not what its name promises: blames the origin.
-    #[error("the origin's bytes do not have the SHA-256 in the file's name")]
+    #[error("the bytes are not those of the hash in the name")]
     Mismatch,
     /// The disk does not give the bytes back.
     #[error("the store's disk does not give the bytes back")]
@@ -82,7 +82,10 @@ async fn from_store(
     exchange.extra.extend(about_task(&source));
     let (len, headers) = (source.held.meta.layout.len(), &source.held.meta.headers);
     let now = unix_now();
-    let plan = plan(&exchange.head, &Stored::of(headers, now), len, now);
+    let plan = match &source.window {
+        Some(window) => Plan::Part(window.bytes.clone()),
+        None => plan(&exchange.head, &Stored::of(headers, now), len, now),
+    };
     let no_body = match &plan {
         Plan::NotModified => Selection::NotModified,
         Plan::PreconditionFailed => Selection::PreconditionFailed,
@@ -92,7 +95,7 @@ async fn from_store(
             return match body.first().await {
                 Ok(()) => body.reply(transport, plan).await,
                 // The origin's bytes are not those of the name, or right ones could complete a wrong file.
-                Err(NotReady::Body(error)) if error.is_final(source.held.meta.sha256.is_some()) => {
+                Err(NotReady::Body(error)) if error.is_final(source.held.meta.proof.is_some()) => {
                     drop(body);
                     let party = if matches!(error, BodyError::Unreadable) { Party::Node } else { Party::Origin };
                     exchange.refuse(transport, 502, party, &error.to_string()).await
@@ -221,13 +224,21 @@ impl<'a> Body<'a> {
                 self.send_parts(transport, &parts).await?;
                 return Ok(Done { outcome: self.source.outcome, keep });
             }
-            Plan::Part(range) => (Selection::Part { range: range.clone(), total }, range),
+            Plan::Part(range) => (self.part(&range), range),
             _ => (Selection::Whole { len: total }, 0..total),
         };
         transport.send(self.exchange.stored_head(&one.0, stored, &about)).await?;
         first_byte();
         self.send(transport, one.1).await?;
         Ok(Done { outcome: self.source.outcome, keep })
+    }
+
+    /// What a range of the task is to the client.
+    fn part(&self, range: &Range<u64>) -> Selection<'static> {
+        match &self.source.window {
+            Some(window) => Selection::Part { range: window.place.clone(), total: window.total },
+            None => Selection::Part { range: range.clone(), total: Some(self.len) },
+        }
     }
 
     async fn send_parts(&mut self, transport: &mut Transport, parts: &Multipart) -> Result<(), ExchangeError> {

@@ -10,7 +10,7 @@ use pondhawk::{
         DownloadError, DriverOptions, Handle, Offer, Origin, OriginOptions, OriginRequest, Status, download::Policy,
         driver, retry::Backoff,
     },
-    task::{Layout, TaskId, id::parse_hex32},
+    task::{Layout, Proof, TaskId, id::parse_hex32},
     uring::Pool,
 };
 use pondhawk_bench::hub::{Content, Fault, FaultKind, Hub, HubOptions, Rates, seeded};
@@ -48,7 +48,7 @@ impl Lab {
         let meta = TaskMeta {
             id: TaskId([1; 32]),
             layout: Layout::for_len(LEN).unwrap(),
-            sha256: parse_hex32(&sha256),
+            proof: parse_hex32(&sha256).map(Proof::Sha256),
             label: LABEL.into(),
             headers: Vec::new(),
             etag: None,

@@ -204,7 +204,7 @@ fn meta(task: u64) -> TaskMeta {
     TaskMeta {
         id: id(task),
         layout: Layout::for_len((task << 20) + 1 + task * 100_000).unwrap(),
-        sha256: None,
+        proof: None,
         label: "host/path".into(),
         headers: Vec::new(),
         etag: None,

@@ -7,8 +7,8 @@ const MAX_NAME: usize = 253;
 /// Longest label (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
 
-/// The hosts of the Hub's content delivery networks, without the one that serves nothing but xorbs: those are passed
-/// through, so catching them would only cost.
+/// The hosts of the Hub's content delivery networks, and of Xet's storage: its CAS server says which bytes make a file, its
+/// transfer host and bridge serve them.
 pub const HUB_HOSTS: [&str; 8] = [
     "cdn-lfs.huggingface.co",
     "cdn-lfs-us-1.huggingface.co",
@@ -17,7 +17,7 @@ pub const HUB_HOSTS: [&str; 8] = [
     "cdn-lfs-us-1.hf.co",
     "cdn-lfs-eu-1.hf.co",
     "cdn.hf.co",
-    "cas-bridge.xethub.hf.co",
+    "xethub.hf.co",
 ];
 
 /// Host suffixes, normalised: lower case, no leading or trailing dot, sorted, none covered by another.

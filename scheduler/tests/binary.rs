@@ -109,5 +109,5 @@ fn the_certificate_that_pods_trust_is_printed_once_the_scheduler_has_made_it() {
     assert!(printed.status.success());
     assert_eq!(printed.stdout, std::fs::read(dir.path().join("trust-root.pem")).unwrap());
     let text = String::from_utf8(ca(&["--text"]).stdout).unwrap();
-    assert!(text.contains("speaks for    cas-bridge.xethub.hf.co,"), "{text}");
+    assert!(text.contains("speaks for    cdn-lfs-eu-1.hf.co,"), "{text}");
 }

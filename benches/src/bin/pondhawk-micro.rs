@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use pondhawk::{
     http::{HeadLimits, head, range},
-    swarm::download::{Action, Download, Event, Leader, LinkId, Policy, SourceId},
+    swarm::download::{Action, Download, Event, Leader, LinkId, Policy, Reach, SourceId},
     task::{Bitmap, Layout, digest::WholeDigest},
     uring::{Socket, splice_both},
 };
@@ -147,7 +147,7 @@ fn bitmap() -> bool {
 /// A led download whose links have everything: what it decides for each piece, from the first to the last.
 fn pick_all() -> u64 {
     let layout = Layout::for_len(PIECES * MIB).expect("a GiB has a layout");
-    let mut machine = Download::new(layout, &Bitmap::new(layout.pieces()), true, Policy::default());
+    let mut machine = Download::new(layout, &Bitmap::new(layout.pieces()), Reach::Ranges, Policy::default());
     let (mut now, mut picked) = (Duration::ZERO, 0);
     machine.handle(now, Event::UrlOffered { source: SourceId(1) });
     machine.handle(now, Event::Led(Leader::New));

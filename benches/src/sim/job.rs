@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use pondhawk::{
-    swarm::download::{Download, LinkId, Policy, RunId, Wanted},
+    swarm::download::{Download, LinkId, Policy, Reach, RunId, Wanted},
     task::{Bitmap, Layout},
 };
 use pondhawk_scheduler::cluster::{DigestRun, Event, Progress, TaskName};
@@ -102,7 +102,7 @@ impl Job {
             held.set(piece);
         }
         let policy = Policy { seed, ..Policy::default() };
-        self.machine = Some(Box::new(Download::new(self.layout, &held, true, policy)));
+        self.machine = Some(Box::new(Download::new(self.layout, &held, Reach::Ranges, policy)));
     }
 
     /// The process is gone; the disk stays.

@@ -37,7 +37,7 @@ impl Stage {
         let meta = TaskMeta {
             id: TaskId([1; 32]),
             layout: Layout::for_len(len).unwrap(),
-            sha256: None,
+            proof: None,
             label: "bench".to_owned(),
             headers: Vec::new(),
             etag: None,

@@ -10,6 +10,7 @@ use super::{
     chunked::{Chunked, ChunkedError},
     connection::{Done, Exchange, ExchangeError},
     head::{Framing, Version},
+    overheard::Overheard,
     response::{self, Party, RelayedBody},
     transport::Transport,
 };
@@ -34,7 +35,9 @@ pub async fn forward(
     let (mut upload, body) = Upload::new(exchange.head.framing());
     let origin = &exchange.shard.node.origin;
     let mut request = request;
-    request.headers.retain(|(name, _)| name != "expect");
+    let hears = Overheard::concerns(&exchange.shard.node, &exchange.head.method, &request);
+    // What is listened to must not be compressed.
+    request.headers.retain(|(name, _)| name != "expect" && !(hears && name == "accept-encoding"));
     let asking = origin.forward(method, &request, body);
     tokio::pin!(asking);
     let answer = loop {
@@ -44,7 +47,7 @@ pub async fn forward(
         }
     };
     match answer {
-        Ok(answer) => relay(&exchange, transport, answer, upload).await,
+        Ok(answer) => relay(&exchange, transport, answer, upload, hears).await,
         Err(error) => {
             tracing::warn!(%error, "passing a request through failed");
             let party = if error.status().is_client_error() { Party::Client } else { Party::Origin };
@@ -79,13 +82,14 @@ async fn relay(
     transport: &mut Transport,
     answer: hyper::Response<OriginBody>,
     mut upload: Upload,
+    hears: bool,
 ) -> Result<Done, ExchangeError> {
     let (parts, mut body) = answer.into_parts();
     let mut headers = pairs(&parts.headers);
     headers.retain(|(name, _)| name != "content-length");
     exchange.turn(&mut headers);
     if parts.status.is_success() && exchange.turns_bodies() {
-        return turned(exchange, transport, parts.status.as_u16(), &headers, body, upload).await;
+        return turned(exchange, transport, parts.status.as_u16(), &headers, body, upload, hears).await;
     }
     let framing = relayed_framing(exchange, parts.status.as_u16(), &parts.headers, &body);
     // The head promises to keep the connection before it is known whether all of the request was read.
@@ -93,6 +97,8 @@ async fn relay(
     let head = response::relayed_reply(parts.status.as_u16(), &headers, framing, &exchange.about(keep, 0));
     transport.send(head).await?;
     exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
+    let plain = parts.status == 200 && !parts.headers.contains_key("content-encoding");
+    let mut overheard = (hears && plain).then(|| Overheard::begin(&exchange.shard.node)).flatten();
     if exchange.head.method != "HEAD" && framing != RelayedBody::None {
         loop {
             let chunk = tokio::select! {
@@ -103,10 +109,13 @@ async fn relay(
                 }
             };
             let Some(chunk) = chunk else { break };
+            overheard.iter_mut().for_each(|overheard| overheard.take(&chunk));
             exchange.shard.node.metrics.sent(chunk.len() as u64);
             transport.send(if framing == RelayedBody::Chunked { framed_chunk(&chunk) } else { chunk.to_vec() }).await?;
             body.was_paused();
         }
+        // Before the client has all of it, and asks.
+        overheard.into_iter().for_each(Overheard::end);
         if framing == RelayedBody::Chunked {
             transport.send(b"0\r\n\r\n".to_vec()).await?;
         }
@@ -123,6 +132,7 @@ async fn turned(
     headers: &[(String, Vec<u8>)],
     mut body: OriginBody,
     mut upload: Upload,
+    hears: bool,
 ) -> Result<Done, ExchangeError> {
     let mut whole = Vec::new();
     loop {
@@ -139,6 +149,10 @@ async fn turned(
             let sentence = "the answer is longer than the mirror can turn to itself";
             return exchange.refuse(transport, 502, Party::Node, sentence).await;
         }
+    }
+    if let Some(mut overheard) = hears.then(|| Overheard::begin(&exchange.shard.node)).flatten() {
+        overheard.take(&whole);
+        overheard.end();
     }
     let whole = exchange.turned_json(&whole).unwrap_or(whole);
     let keep = exchange.keeps() && upload.whole;

@@ -10,6 +10,7 @@ pub mod forward;
 pub mod head;
 pub mod mirror;
 pub mod multipart;
+mod overheard;
 pub mod plan;
 pub mod range;
 pub mod response;

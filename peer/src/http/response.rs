@@ -32,8 +32,8 @@ pub enum Selection<'a> {
     Part {
         /// What [`super::range::parse_range`] gave.
         range: std::ops::Range<u64>,
-        /// Bytes in the task.
-        total: u64,
+        /// Bytes in the whole of which it is a range, where known.
+        total: Option<u64>,
     },
     /// 206 and several ranges: see [`super::Multipart`].
     Parts {
@@ -113,7 +113,7 @@ pub fn stored_reply(selection: &Selection<'_>, stored: &[(String, Vec<u8>)], abo
         Selection::Whole { len } => head.add_text("content-length", len),
         Selection::Part { range, total } => {
             head.add_text("content-length", range.end - range.start);
-            head.add_text("content-range", ContentRange { range: Some(range.clone()), total: Some(*total) });
+            head.add_text("content-range", ContentRange { range: Some(range.clone()), total: *total });
         }
         Selection::Parts { content_type, content_length } => {
             head.add("content-type", content_type.as_bytes());

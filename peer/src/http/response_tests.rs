@@ -69,7 +69,7 @@ fn each_selection_tells_what_its_body_is() {
         (status, get("content-length"), get("content-range"), get("content-type"), get("etag").is_some())
     };
     let some = |text: &str| Some(text.to_owned());
-    let part = told(Selection::Part { range: 2..5, total: 10 });
+    let part = told(Selection::Part { range: 2..5, total: Some(10) });
     assert_eq!(part, (206, some("3"), some("bytes 2-4/10"), some("application/x"), true));
     let parts = told(Selection::Parts { content_type: "multipart/byteranges; boundary=b", content_length: 77 });
     assert_eq!(parts, (206, some("77"), None, some("multipart/byteranges; boundary=b"), true));

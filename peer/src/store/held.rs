@@ -36,15 +36,15 @@ const NUDGE_EVERY: Duration = Duration::from_secs(1);
 /// A piece that is held, and the BLAKE3 of its bytes.
 pub type Slot = (u32, [u8; 32]);
 
-/// What the SHA-256 of the whole says.
+/// What the check of the whole says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Verdict {
-    /// The task's name carries no SHA-256.
+    /// The task's name carries no hash that could be checked.
     NotNeeded,
-    /// Not all is there, or not all is hashed yet.
+    /// Not all is there, or not all is checked yet.
     Pending,
-    /// The bytes are those that the name promises.
+    /// The bytes are those that the name promises, as far as that can be told: see [`crate::task::xorb`].
     Verified,
     /// They are not: cut the reply, remove the task, blame who sent it.
     Mismatch,
@@ -59,7 +59,7 @@ pub(super) struct State {
     pub(super) trusted: AtomicBool,
     /// Data or slots were written that `close` has to sync.
     pub(super) dirty: AtomicBool,
-    /// The SHA-256 of the whole matched.
+    /// The whole was found right.
     pub(super) verified: AtomicBool,
     pub(super) held_bytes: AtomicU64,
     /// Unix milliseconds, strictly increasing over the store's gets.
@@ -571,7 +571,7 @@ impl Drop for Committing<'_> {
 }
 
 fn initial_verdict(meta: &TaskMeta, state: &State, complete: bool) -> Verdict {
-    match meta.sha256 {
+    match meta.proof {
         None => Verdict::NotNeeded,
         Some(_) if complete && state.verified.load(Ordering::Acquire) => Verdict::Verified,
         Some(_) => Verdict::Pending,

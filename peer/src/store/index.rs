@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{TaskMeta, held::State};
-use crate::task::{Layout, TaskId, id::parse_hex32};
+use crate::task::{Layout, Proof, TaskId, id::parse_hex32, xorb::Claim};
 
 const TASKS: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("tasks");
 const USED: TableDefinition<[u8; 32], (u64, u64)> = TableDefinition::new("used");
@@ -49,7 +49,7 @@ pub(super) struct Record {
     pub(super) meta: TaskMeta,
     /// Tells two tasks of the same id apart that followed each other.
     pub(super) generation: u64,
-    /// The SHA-256 of the whole matched.
+    /// The whole was found right.
     pub(super) verified: bool,
 }
 
@@ -234,6 +234,9 @@ struct Stored {
     len: u64,
     piece_len: u32,
     sha256: Option<String>,
+    /// Newer than the others: a record without it is one of before.
+    #[serde(default)]
+    xorb: Option<StoredClaim>,
     label: String,
     headers: Vec<(String, String)>,
     etag: Option<String>,
@@ -242,13 +245,30 @@ struct Stored {
     verified: bool,
 }
 
+/// A xorb and the place of the task in it.
+#[derive(Serialize, Deserialize)]
+struct StoredClaim {
+    hash: String,
+    first: u64,
+    total: Option<u64>,
+}
+
 fn encode(record: &Record) -> Vec<u8> {
     let meta = &record.meta;
     let stored = Stored {
         version: RECORD_VERSION,
         len: meta.layout.len(),
         piece_len: meta.layout.piece_len(),
-        sha256: meta.sha256.map(|digest| TaskId(digest).to_string()),
+        sha256: match meta.proof {
+            Some(Proof::Sha256(digest)) => Some(TaskId(digest).to_string()),
+            _ => None,
+        },
+        xorb: match meta.proof {
+            Some(Proof::Xorb(Claim { hash, first, total })) => {
+                Some(StoredClaim { hash: TaskId(hash).to_string(), first, total })
+            }
+            _ => None,
+        },
         label: meta.label.clone(),
         headers: meta.headers.iter().map(|(name, value)| (name.clone(), latin1_text(value))).collect(),
         etag: meta.etag.clone(),
@@ -266,15 +286,18 @@ fn decode(id: TaskId, bytes: &[u8]) -> Option<Record> {
     if stored.version != RECORD_VERSION || layout.piece_len() != stored.piece_len {
         return None;
     }
-    let sha256 = match stored.sha256 {
-        Some(text) => Some(parse_hex32(&text)?),
-        None => None,
+    let proof = match (stored.sha256, stored.xorb) {
+        (Some(text), _) => Some(Proof::Sha256(parse_hex32(&text)?)),
+        (None, Some(StoredClaim { hash, first, total })) => {
+            Some(Proof::Xorb(Claim { hash: parse_hex32(&hash)?, first, total }))
+        }
+        (None, None) => None,
     };
     let headers = stored.headers.into_iter().map(|(name, value)| Some((name, latin1_bytes(&value)?)));
     let meta = TaskMeta {
         id,
         layout,
-        sha256,
+        proof,
         label: stored.label,
         headers: headers.collect::<Option<_>>()?,
         etag: stored.etag,
@@ -299,7 +322,7 @@ mod tests {
         let meta = TaskMeta {
             id: TaskId([id; 32]),
             layout: Layout::for_len(3 << 20).unwrap(),
-            sha256: Some([3; 32]),
+            proof: Some(Proof::Sha256([3; 32])),
             label: "host/path".into(),
             headers: vec![("X-Odd".into(), (0..=255).collect())],
             etag: Some("\"tag\"".into()),
@@ -325,6 +348,17 @@ mod tests {
         assert_eq!(loaded.len(), 1);
         assert_eq!(loaded[0].record, record(1, 5));
         assert_eq!((loaded[0].last_used, loaded[0].held_bytes, loaded[0].trusted), (8, 9, false));
+    }
+
+    #[test]
+    fn a_record_of_a_xorb_survives_and_one_from_before_xorbs_is_read() {
+        let mut record = record(1, 5);
+        record.meta.proof = Some(Proof::Xorb(Claim { hash: [4; 32], first: 7, total: Some(9 << 30) }));
+        assert_eq!(decode(TaskId([1; 32]), &encode(&record)), Some(record.clone()));
+        record.meta.proof = None;
+        let text = String::from_utf8(encode(&record)).unwrap().replace("\"xorb\":null,", "");
+        assert!(!text.contains("xorb"));
+        assert_eq!(decode(TaskId([1; 32]), text.as_bytes()), Some(record));
     }
 
     #[test]

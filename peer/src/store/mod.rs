@@ -17,6 +17,7 @@ mod verify;
 use std::{
     fs::File,
     io,
+    ops::Range,
     path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
@@ -37,7 +38,7 @@ use paths::Paths;
 use shelf::{Gone, Reservation, Shelf};
 use verify::DigestQueue;
 
-use crate::task::{Layout, TaskId};
+use crate::task::{Layout, Proof, TaskId};
 
 /// Tasks made at once; the same task always waits for itself.
 const CREATING: usize = 64;
@@ -55,8 +56,8 @@ pub struct TaskMeta {
     pub id: TaskId,
     /// Its length and pieces.
     pub layout: Layout,
-    /// SHA-256 of the whole, if its name carries one.
-    pub sha256: Option<[u8; 32]>,
+    /// What the whole is checked against, if its name tells.
+    pub proof: Option<Proof>,
     /// Host and path without query, for people.
     pub label: String,
     /// The origin's response headers, to replay.
@@ -145,6 +146,11 @@ impl Store {
                 None
             }
         }
+    }
+
+    /// A task that holds these bytes of a xorb, whole and checked.
+    pub fn covering(&self, xorb: &[u8; 32], bytes: &Range<u64>) -> Option<Arc<Held>> {
+        self.get(&self.shelf.covering(xorb, bytes)?)
     }
 
     /// Makes the task, or gives the one that is there (whatever its meta says: compare). Evicts idle tasks if it must.

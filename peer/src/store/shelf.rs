@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -16,7 +17,7 @@ use super::{
     layout,
     paths::Paths,
 };
-use crate::task::TaskId;
+use crate::task::{Proof, TaskId};
 
 /// Idle tasks whose files stay open, so that the next request for them opens nothing.
 const KEEP_OPEN: usize = 128;
@@ -107,6 +108,19 @@ impl Shelf {
                 Ok(None)
             }
         }
+    }
+
+    /// The task that holds these bytes of a xorb, and was found right. Looks at every task: for requests that would go to the
+    /// origin otherwise.
+    pub(super) fn covering(&self, xorb: &[u8; 32], bytes: &Range<u64>) -> Option<TaskId> {
+        let covers = |entry: &&Entry| match entry.meta.proof {
+            Some(Proof::Xorb(claim)) if claim.hash == *xorb => {
+                let end = claim.first.saturating_add(entry.meta.layout.len());
+                claim.first <= bytes.start && bytes.end <= end && entry.state.verified.load(Ordering::Acquire)
+            }
+            _ => false,
+        };
+        self.lock().entries.values().find(covers).map(|entry| entry.meta.id)
     }
 
     /// Makes room for a task in the quota, evicting idle ones.
@@ -319,7 +333,7 @@ impl Inner {
 impl Entry {
     fn info(&self, in_use: bool) -> TaskInfo {
         let verified = self.state.verified.load(Ordering::Relaxed);
-        let closed = match (self.meta.sha256, verified) {
+        let closed = match (self.meta.proof, verified) {
             (None, _) => Verdict::NotNeeded,
             (Some(_), true) => Verdict::Verified,
             (Some(_), false) => Verdict::Pending,

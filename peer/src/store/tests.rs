@@ -16,7 +16,7 @@ use super::{
     backend::{Disk, faulty::Faulty},
 };
 use crate::{
-    task::{Layout, TaskId},
+    task::{Layout, Proof, TaskId},
     uring::Pool,
 };
 
@@ -86,7 +86,7 @@ impl Sample {
         TaskMeta {
             id: self.id(),
             layout: self.layout(),
-            sha256: None,
+            proof: None,
             label: format!("host/{}", self.number),
             headers: vec![("ETag".into(), b"\"x\"".to_vec())],
             etag: None,
@@ -96,7 +96,7 @@ impl Sample {
 
     fn named_by_sha256(self) -> TaskMeta {
         let sha256 = digest(&SHA256, &self.bytes()).as_ref().try_into().unwrap();
-        TaskMeta { sha256: Some(sha256), ..self.meta() }
+        TaskMeta { proof: Some(Proof::Sha256(sha256)), ..self.meta() }
     }
 
     async fn add(self, held: &Held, pool: &Pool, piece: u32) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! The digest thread: checks what an unclean stop left, and follows tasks with the SHA-256 of the whole.
+//! The digest thread: checks what an unclean stop left, and follows tasks whose whole can be checked.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use tokio::{sync::Notify, task::JoinSet};
 
 use super::held::{Held, Verdict};
 use crate::{
-    task::digest::WholeDigest,
+    task::proof::{Check, Proof},
     uring::{Buf, Pool},
 };
 
@@ -112,8 +112,8 @@ impl Job {
         let held = &self.held;
         held.state().digesting.fetch_add(1, Ordering::AcqRel);
         self.check().await;
-        let fed = match held.meta.sha256 {
-            Some(expected) => self.follow(&expected).await,
+        let fed = match held.meta.proof {
+            Some(proof) => self.follow(&proof).await,
             None => 0,
         };
         held.queued.store(false, Ordering::Release);
@@ -162,24 +162,24 @@ impl Job {
         Ok(hasher.finalize().into())
     }
 
-    /// Hashes the held prefix as it grows; sets the verdict at its end. How far it came.
-    async fn follow(&self, expected: &[u8; 32]) -> u64 {
-        let mut digest = WholeDigest::new();
+    /// Checks the held prefix as it grows; sets the verdict at its end, or where it is wrong. Up to where it looked.
+    async fn follow(&self, proof: &Proof) -> u64 {
+        let mut check = Check::new(proof);
+        // A check takes only what it can use; it is shown the rest again when there is more.
+        let mut seen = 0;
         let len = self.held.meta.layout.len();
         while self.held.verdict() == Verdict::Pending {
             let (counted, stop) = (self.held.counted(), self.queue.stop.notified());
             if self.queue.is_stopping() || self.held.is_removed() {
                 break;
             }
-            let fed = digest.fed();
-            if fed == len {
-                let matches = digest.finish() == *expected;
-                self.held.set_verdict(if matches { Verdict::Verified } else { Verdict::Mismatch });
-                return fed;
+            if check.fed() == len {
+                self.held.set_verdict(if check.holds() { Verdict::Verified } else { Verdict::Mismatch });
+                return len;
             }
-            let end = self.held.counted_end(fed);
-            if end > fed {
-                self.feed(&mut digest, end).await;
+            let end = self.held.counted_end(seen);
+            if end > seen {
+                seen = self.feed(&mut check, end, len).await;
                 continue;
             }
             let progress = async {
@@ -189,12 +189,23 @@ impl Job {
                 break;
             }
         }
-        digest.fed()
+        seen
     }
 
-    async fn feed(&self, digest: &mut WholeDigest, end: u64) {
-        match self.read(digest.fed(), end).await {
-            Ok((buf, n)) => digest.feed(&buf[..n]),
+    /// Shows the check what follows what it took, up to `end` of the task's `len` bytes; up to where that was.
+    async fn feed(&self, check: &mut Check, end: u64, len: u64) -> u64 {
+        let start = check.fed();
+        let mut seen = end;
+        match self.read(start, end).await {
+            Ok((buf, n)) => {
+                let right = check.feed(&buf[..n]);
+                let taken = check.fed() > start;
+                seen = if taken { check.fed() } else { start + n as u64 };
+                // Of a full buffer, and of the end, something must be of use.
+                if !right || !taken && (n == buf.len() || seen == len) {
+                    self.held.set_verdict(Verdict::Mismatch);
+                }
+            }
             Err(error) => {
                 tracing::error!(task = %self.held.meta.id, %error, "the disk does not give a stored task back");
                 self.held.set_verdict(Verdict::Unreadable);
@@ -202,16 +213,22 @@ impl Job {
         }
         // The other tasks' turn.
         tokio::task::yield_now().await;
+        seen
     }
 
-    /// Some bytes from `at`, at least one and none from `end` on.
+    /// The bytes from `at` up to `end`, or as many as a buffer takes.
     async fn read(&self, at: u64, end: u64) -> io::Result<(Buf, usize)> {
-        let buf = self.pool.lease().await;
+        let mut buf = self.pool.lease().await;
         let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
-        let (result, buf) = self.held.read(buf, 0..most, at).await;
-        match result? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            n => Ok((buf, n)),
+        let mut n = 0;
+        while n < most {
+            let (result, back) = self.held.read(buf, n..most, at + n as u64).await;
+            buf = back;
+            n += match result? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                more => more,
+            };
         }
+        Ok((buf, n))
     }
 }

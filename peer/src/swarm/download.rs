@@ -80,6 +80,18 @@ pub struct SourceId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
+/// What one request to the origin can bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Any pieces.
+    Ranges,
+    /// Everything or nothing: the origin ignores ranges. It is never leased.
+    Whole,
+    /// Everything or nothing: its URL is signed for exactly the task's bytes. Who may fetch the piece that a reader stands
+    /// before fetches the rest with it; the others wait for links.
+    Window,
+}
+
 /// Who decides what is fetched from the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leader {
@@ -324,7 +336,7 @@ pub struct Download {
     held: Bits,
     /// Pieces that a run or a link brings.
     busy: Bits,
-    ranged: bool,
+    reach: Reach,
     wants: BTreeMap<u64, Want>,
     served_last: u64,
     runs: Vec<Run>,
@@ -375,8 +387,8 @@ enum Phase {
 }
 
 impl Download {
-    /// A download of what `held` lacks. `ranged`: whether the origin serves ranges, as far as is known.
-    pub fn new(layout: Layout, held: &Bitmap, ranged: bool, policy: Policy) -> Self {
+    /// A download of what `held` lacks. `reach`: as far as is known.
+    pub fn new(layout: Layout, held: &Bitmap, reach: Reach, policy: Policy) -> Self {
         let pieces = layout.pieces();
         let mut copy = Bits::new(pieces);
         for piece in (0..pieces).filter(|piece| held.get(*piece)) {
@@ -387,7 +399,7 @@ impl Download {
             policy,
             held: copy,
             busy: Bits::new(pieces),
-            ranged,
+            reach,
             wants: BTreeMap::new(),
             served_last: 0,
             runs: Vec::new(),
@@ -564,7 +576,7 @@ impl Download {
             }
             Class::Busy => self.park(index, now + BUSY_PAUSE),
             Class::Transient { after, throttled } => self.retry(index, now, after, throttled),
-            Class::IgnoredRange if self.ranged => self.go_whole(index),
+            Class::IgnoredRange if self.reach == Reach::Ranges => self.go_whole(index),
             Class::Changed => self.give_up(index, Reason::Changed),
             Class::IgnoredRange | Class::Fatal => self.give_up(index, Reason::Refused),
         }
@@ -614,7 +626,7 @@ impl Download {
 
     /// From now on one request at a time for everything, and nothing to share in: a lease is a part.
     fn go_whole(&mut self, failed: usize) {
-        self.ranged = false;
+        self.reach = Reach::Whole;
         self.end_run(self.runs[failed].id);
         self.cancel_all();
         let back = self.leases.take().into_iter().map(|lease| Action::Return { lease, why: GiveBack::Failed });
@@ -653,12 +665,16 @@ impl Download {
         Some(Action::Fail(Reason::Credentials))
     }
 
+    fn is_ranged(&self) -> bool {
+        self.reach == Reach::Ranges
+    }
+
     fn active(&self) -> usize {
         self.runs.iter().filter(|run| run.parked.is_none()).count()
     }
 
     fn slots(&self) -> usize {
-        match (self.ranged, self.shares()) {
+        match (self.is_ranged(), self.shares()) {
             (false, _) => 1,
             (true, true) => self.limit.min(self.pace.runs()),
             (true, false) => self.limit,
@@ -678,13 +694,13 @@ impl Download {
         run.since = None;
         run.source = source;
         self.next_run += 1;
-        let fetch = Fetch { run: run.id, pieces: run.pieces.clone(), from: run.from, source, whole: !self.ranged };
+        let fetch = Fetch { run: run.id, pieces: run.pieces.clone(), from: run.from, source, whole: !self.is_ranged() };
         Some(Action::Fetch(fetch))
     }
 
     /// A new run, if there is a slot (parked runs keep theirs) and something to fetch.
     fn begin(&mut self, now: Duration, source: SourceId) -> Option<Action> {
-        if self.runs.len() >= self.slots() || !self.ranged && self.links.any_asked() {
+        if self.runs.len() >= self.slots() || !self.is_ranged() && self.links.any_asked() {
             return None;
         }
         let pieces = self.pick()?;
@@ -693,7 +709,7 @@ impl Download {
         self.busy.set_run(pieces.clone());
         let since = Some(now);
         self.runs.push(Run { id, pieces: pieces.clone(), from: 0, source, failures: 0, since, parked: None });
-        Some(Action::Fetch(Fetch { run: id, pieces, from: 0, source, whole: !self.ranged }))
+        Some(Action::Fetch(Fetch { run: id, pieces, from: 0, source, whole: !self.is_ranged() }))
     }
 }
 

@@ -11,7 +11,7 @@ const NOW: Duration = Duration::ZERO;
 
 fn machine(pieces: u64, policy: Policy) -> Download {
     let layout = Layout::for_len(pieces * MIB).unwrap();
-    let mut download = Download::new(layout, &Bitmap::new(layout.pieces()), true, policy);
+    let mut download = Download::new(layout, &Bitmap::new(layout.pieces()), Reach::Ranges, policy);
     download.handle(NOW, Event::UrlOffered { source: SourceId(1) });
     download
 }

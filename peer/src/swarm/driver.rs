@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    download::{Action, Download, Event, Fetch, LinkId, MAX_SOURCES, Policy, Reason, RunId, SourceId},
+    download::{Action, Download, Event, Fetch, LinkId, MAX_SOURCES, Policy, Reach, Reason, RunId, SourceId},
     exchange::Told,
     origin::{Expected, Origin, OriginError, OriginRequest, Probe},
     run::{Report, Run, RunError, Tools},
@@ -158,13 +158,17 @@ pub fn start(
         from_peers: AtomicU64::new(0),
     });
     let handle = Handle { shared: Arc::clone(&shared) };
-    let ranged = first.probe.ranges;
+    let reach = match (&first.request.window, first.probe.ranges) {
+        (Some(_), _) => Reach::Window,
+        (None, true) => Reach::Ranges,
+        (None, false) => Reach::Whole,
+    };
     handle.offer(first);
     let driver = async move {
         let user = held.user();
         // A timeout only means that pieces which may be there are fetched again.
         let _ = timeout(CHECK_DEADLINE, held.checked()).await;
-        let mut driver = Driver::new(Arc::clone(&held), origin, pool, shared, ranged, options);
+        let mut driver = Driver::new(Arc::clone(&held), origin, pool, shared, reach, options);
         if let Some(sharing) = sharing {
             // Before anything is fetched: a scheduler may lead.
             let standing = sharing.exchange.standing();
@@ -319,10 +323,10 @@ impl Driver {
         origin: Arc<Origin>,
         pool: Pool,
         shared: Arc<Shared>,
-        ranged: bool,
+        reach: Reach,
         options: DriverOptions,
     ) -> Self {
-        let machine = Download::new(held.meta.layout, held.bitmap(), ranged, options.policy);
+        let machine = Download::new(held.meta.layout, held.bitmap(), reach, options.policy);
         let (reporter, reports) = mpsc::channel(MAX_REPORTS);
         let partials = RefCell::default();
         let tools = Tools { held, origin, pool, reporter, partials, shared: Arc::clone(&shared) };
@@ -436,7 +440,9 @@ impl Driver {
             self.sources.remove(0);
         }
         let total = Some(self.tools.held.meta.layout.len());
-        let expected = Expected { total, etag: offer.probe.etag.clone() };
+        // A window is asked for as the client would: without a condition.
+        let etag = offer.probe.etag.clone().filter(|_| offer.request.window.is_none());
+        let expected = Expected { total, etag };
         self.sources.push((source, Rc::new(offer.request), Rc::new(expected)));
         source
     }

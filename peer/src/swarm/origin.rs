@@ -41,6 +41,7 @@ pub use super::{
     error::{Answer, OriginError},
     request::{Expected, OriginRequest, Probe},
 };
+use crate::http::head::decimal;
 
 /// 64 KiB: what is kept of the body of an error answer.
 pub const MAX_ANSWER_BODY: usize = 64 << 10;
@@ -144,18 +145,20 @@ impl Origin {
         }
     }
 
-    /// Asks for the first byte. A refusal is [`OriginError::Status`] with the origin's full answer.
+    /// Asks for the first byte; where the request has a window, for the headers of exactly that. A refusal is
+    /// [`OriginError::Status`] with the origin's full answer.
     pub async fn probe(&self, request: &OriginRequest) -> Result<Probe, OriginError> {
-        let start = window_start(request);
-        let (url, response) = self.follow(Lane::Probe, request, Some(start..start + 1), None).await?;
+        if let Some(window) = &request.window {
+            return self.probe_window(request, window).await;
+        }
+        let (url, response) = self.follow(Lane::Probe, &Method::GET, request, Some(0..1), None).await?;
         let (head, body) = response.into_parts();
         let at = label(&url);
         let object = match (head.status, content_range(&head.headers)) {
-            (StatusCode::PARTIAL_CONTENT, Some((range, total))) if range.start == start => (total, true),
+            (StatusCode::PARTIAL_CONTENT, Some((range, total))) if range.start == 0 => (total, true),
             (StatusCode::PARTIAL_CONTENT, _) => {
                 return Err(OriginError::Malformed { at, what: "206 without the range" });
             }
-            (StatusCode::OK, _) if request.window.is_some() => return Err(OriginError::IgnoredRange { at }),
             (StatusCode::OK, _) => (body.len(), false),
             (StatusCode::RANGE_NOT_SATISFIABLE, Some((_, Some(0)))) => (Some(0), true),
             _ => return Err(self.refusal(at, head.status, head.headers, body).await),
@@ -165,8 +168,53 @@ impl Origin {
         headers.remove(header::CONTENT_RANGE);
         Ok(Probe {
             status: head.status,
-            total_len: object.0.map(|total| in_window(request, total)),
+            total_len: object.0,
+            object_len: object.0,
             ranges: object.1,
+            etag: etag_of(&headers),
+            encoded: is_encoded(&headers),
+            final_url: url,
+            headers,
+        })
+    }
+
+    /// A URL that is signed for a window gives no other range, not even one byte. HEAD says all that is needed; an origin that
+    /// has no HEAD, or grants only GET, is asked for the window, and no more of it is read than has already come.
+    async fn probe_window(&self, request: &OriginRequest, window: &Range<u64>) -> Result<Probe, OriginError> {
+        let mut method = Method::HEAD;
+        let (url, head, body) = loop {
+            let (url, answer) = self.follow(Lane::Probe, &method, request, Some(window.clone()), None).await?;
+            let (head, body) = answer.into_parts();
+            let only_get = matches!(head.status.as_u16(), 403 | 405 | 501);
+            if method == Method::HEAD && only_get {
+                drain(body).await;
+                method = Method::GET;
+                continue;
+            }
+            break (url, head, body);
+        };
+        let at = label(&url);
+        let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| decimal(value.as_bytes()));
+        let object_len = match (head.status, content_range(&head.headers)) {
+            (StatusCode::PARTIAL_CONTENT, Some((range, total))) if range == *window => total,
+            (StatusCode::PARTIAL_CONTENT, _) => {
+                return Err(OriginError::Malformed { at, what: "206 without the range" });
+            }
+            // Range is defined for GET alone (RFC 9110 section 14.2): this is the length of the whole.
+            (StatusCode::OK, _) if method == Method::HEAD => length.filter(|length| *length >= window.end),
+            (StatusCode::OK, _) => return Err(OriginError::IgnoredRange { at }),
+            _ => return Err(self.refusal(at, head.status, head.headers, body).await),
+        };
+        if method == Method::HEAD {
+            drain(body).await;
+        }
+        let mut headers = end_to_end(head.headers);
+        headers.remove(header::CONTENT_RANGE);
+        Ok(Probe {
+            status: StatusCode::PARTIAL_CONTENT,
+            total_len: Some(window.end - window.start),
+            object_len,
+            ranges: true,
             etag: etag_of(&headers),
             encoded: is_encoded(&headers),
             final_url: url,
@@ -184,7 +232,8 @@ impl Origin {
     ) -> Result<OriginBody, OriginError> {
         let base = window_start(request);
         let asked = base + range.start..base + range.end;
-        let (url, response) = self.follow(Lane::Bulk, request, Some(asked.clone()), expected.if_range()).await?;
+        let (url, response) =
+            self.follow(Lane::Bulk, &Method::GET, request, Some(asked.clone()), expected.if_range()).await?;
         let at = label(&url);
         let (head, body) = response.into_parts();
         match head.status {
@@ -209,9 +258,12 @@ impl Origin {
         Ok(body.expect_len(range.end - range.start))
     }
 
-    /// The whole object in one body: for origins that ignore ranges.
+    /// The whole object, or window, in one body: for origins that ignore ranges, and URLs that are signed for one.
     pub async fn get_whole(&self, request: &OriginRequest, expected: &Expected) -> Result<OriginBody, OriginError> {
-        let (url, response) = self.follow(Lane::Bulk, request, None, None).await?;
+        if let Some(window) = &request.window {
+            return self.get_range(request, 0..window.end - window.start, expected).await;
+        }
+        let (url, response) = self.follow(Lane::Bulk, &Method::GET, request, None, None).await?;
         let at = label(&url);
         let (head, body) = response.into_parts();
         if head.status != StatusCode::OK {
@@ -260,11 +312,12 @@ impl Origin {
         self.connector.dial(&Place { tls: false, host, port }, &at).await
     }
 
-    /// A GET with redirects followed: private addresses are refused and TLS is verified at each hop, credentials stay with the
+    /// A GET or HEAD with redirects followed: private addresses are refused and TLS is verified at each hop, credentials stay with the
     /// host that the client gave them to, https never becomes http.
     async fn follow(
         &self,
         lane: Lane,
+        method: &Method,
         request: &OriginRequest,
         range: Option<Range<u64>>,
         if_range: Option<HeaderValue>,
@@ -275,7 +328,7 @@ impl Origin {
         for _ in 0..=self.options.max_redirects {
             let place = place_of(&url)?;
             let permit = self.slot(lane, &place, &url).await?;
-            let response = self.ask(Some(permit), &place, &Method::GET, &url, headers.clone()).await?;
+            let response = self.ask(Some(permit), &place, method, &url, headers.clone()).await?;
             let moved = self.options.max_redirects > 0;
             let Some(next) = location(&url, response.status(), response.headers()).filter(|_| moved) else {
                 return Ok((url, response));

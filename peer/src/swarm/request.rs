@@ -26,8 +26,8 @@ pub struct OriginRequest {
     pub url: Url,
     /// The client's own, names in any case; credentials included. Hop-by-hop headers and Host are ignored.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The bytes of the object that the task is about, where the URL may only be used for these (a signed range of a xorb).
-    /// Offsets and lengths of a download count from its start.
+    /// The bytes of the object that the task is about, where the URL may only be used for these (a signed range of a xorb): no
+    /// request asks for other ones. Offsets and lengths of a download count from its start.
     pub window: Option<Range<u64>>,
 }
 
@@ -58,6 +58,8 @@ pub struct Probe {
     pub headers: HeaderMap,
     /// Bytes in the object (in the request's window, where it has one).
     pub total_len: Option<u64>,
+    /// Bytes in the object, whatever the window.
+    pub object_len: Option<u64>,
     /// Whether ranges are served.
     pub ranges: bool,
     /// As sent, weak mark and quotes included.

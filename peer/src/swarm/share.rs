@@ -295,7 +295,7 @@ impl Share {
                 len: self.held.meta.layout.len(),
                 host: self.sharing.host.clone(),
                 can_fetch: can_fetch && !self.is_alone(),
-                content_named: self.held.meta.sha256.is_some(),
+                content_named: self.held.meta.proof.is_some(),
                 connections: u32::try_from(connections).unwrap_or(u32::MAX),
                 wanted: runs,
             }),

@@ -10,13 +10,16 @@
 //! spellings of one name, by percent-encoding, a trailing slash, or the order of parameters, are two tasks. That costs
 //! a download; joining two names that differ would cost a wrong file. Hashes alone are read in either case.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 pub use pondhawk_scheduler::hosts::is_under;
 use url::Url;
 
 use super::filter::Filter;
 use crate::http::Etag;
+
+/// Ranges that one URL may be signed for: about as many fit into a URL of 8 KiB.
+const MAX_SIGNED: usize = 1024;
 
 /// Names one immutable byte string in the cluster: BLAKE3 over the task's identity.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,7 +70,8 @@ impl Default for Rules {
 }
 
 impl Rules {
-    fn believes(&self, url: &Url) -> bool {
+    /// Whether the URL's host is one whose word counts, and nobody on the way can have changed it.
+    pub fn believes(&self, url: &Url) -> bool {
         let secure = url.scheme() == "https" || self.trust_plain_http;
         let host = url.host_str().unwrap_or_default();
         secure && self.content_hosts.iter().any(|suffix| is_under(host, suffix))
@@ -129,6 +133,17 @@ impl Identity {
         }
     }
 
+    /// The xorb at a URL, where it is one on a host that is believed.
+    pub fn xorb(url: &Url, rules: &Rules) -> Option<XorbUrl> {
+        let mut segments = url.path_segments().filter(|_| rules.believes(url))?;
+        let (first, prefix, hash, end) = (segments.next()?, segments.next()?, segments.next()?, segments.next());
+        let is_xorb = first == "xorbs" && !prefix.is_empty() && end.is_none();
+        let hash = parse_hex32(hash).filter(|_| is_xorb)?;
+        let mut values = signed_values(url.query().unwrap_or_default());
+        let signed = values.next().filter(|_| values.next().is_none());
+        Some(XorbUrl { hash, signed: signed.and_then(|value| ranges(&value)).unwrap_or_default() })
+    }
+
     /// Whether the identity holds a hash of the content, so that it needs no validator.
     pub fn is_content_addressed(&self) -> bool {
         !matches!(self, Self::Named(_))
@@ -158,6 +173,25 @@ impl Identity {
             }
         };
         Some(TaskId(*key.0.finalize().as_bytes()))
+    }
+}
+
+/// A xorb's URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XorbUrl {
+    /// The xorb's own hash, as in the path.
+    pub hash: [u8; 32],
+    /// First and last byte, inclusive, of each range in X-Xet-Signed-Range. None where it does not say, or not readably.
+    pub signed: Vec<(u64, u64)>,
+}
+
+impl XorbUrl {
+    /// The task of a request with this Range header: it must ask for exactly one of the signed ranges. A client that fetches
+    /// each range by itself uses a URL that is signed for several once for each.
+    pub fn asked(&self, range: &[u8]) -> Option<(u64, u64)> {
+        let asked = ranges(std::str::from_utf8(range).ok()?.trim())?;
+        let one = asked.first().copied().filter(|_| asked.len() == 1)?;
+        self.signed.contains(&one).then_some(one)
     }
 }
 
@@ -194,12 +228,29 @@ fn name(url: &Url, filter: &Filter) -> String {
 /// The bytes that a xorb's URL is signed for: `Some(None)` when it does not say, `None` when it says what one task
 /// cannot hold (several ranges, or no range at all), which leaves the URL an ordinary name.
 fn signed_range(query: &str) -> Option<Option<(u64, u64)>> {
-    let mut values = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "X-Xet-Signed-Range");
-    let Some((_, value)) = values.next() else { return Some(None) };
+    let mut values = signed_values(query);
+    let Some(value) = values.next() else { return Some(None) };
+    match ranges(&value)?[..] {
+        [one] if values.next().is_none() => Some(Some(one)),
+        _ => None,
+    }
+}
+
+fn signed_values(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.filter(|(name, _)| name == "X-Xet-Signed-Range").map(|(_, value)| value)
+}
+
+/// `bytes=a-b,c-d`: each with both ends, none empty, at most [`MAX_SIGNED`].
+fn ranges(value: &str) -> Option<Vec<(u64, u64)>> {
     let number = |digits: &str| crate::http::head::decimal(digits.as_bytes());
-    let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
-    let (first, last) = (number(first)?, number(last)?);
-    (first <= last && last < u64::MAX && values.next().is_none()).then_some(Some((first, last)))
+    let one = |text: &str| {
+        let (first, last) = text.trim().split_once('-')?;
+        let (first, last) = (number(first)?, number(last)?);
+        (first <= last && last < u64::MAX).then_some((first, last))
+    };
+    let all: Option<Vec<_>> = value.strip_prefix("bytes=")?.split(',').take(MAX_SIGNED + 1).map(one).collect();
+    all.filter(|all| all.len() <= MAX_SIGNED)
 }
 
 /// Fields with their lengths, so that no two lists of fields hash the same bytes.

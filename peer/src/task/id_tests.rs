@@ -117,6 +117,24 @@ fn a_xorb_is_keyed_with_the_range_it_is_signed_for() {
 }
 
 #[test]
+fn a_url_that_is_signed_for_several_ranges_is_used_for_one_at_a_time() {
+    let url = |query: &str| Url::parse(&format!("https://transfer.xethub.hf.co/xorbs/default/{SHA}?{query}")).unwrap();
+    let xorb = |query: &str| Identity::xorb(&url(query), &Rules::default()).unwrap();
+    let two = xorb("X-Xet-Signed-Range=bytes%3D0-9%2C20-29&Signature=a");
+    assert_eq!((two.hash, two.signed.as_slice()), (hash(), [(0, 9), (20, 29)].as_slice()));
+    assert_eq!(two.asked(b"bytes=20-29"), Some((20, 29)));
+    for other in [&b"bytes=0-29"[..], b"bytes=0-9,20-29", b"bytes=1-9", b"bytes=0-", b"", b"\xff"] {
+        assert_eq!(two.asked(other), None);
+    }
+    assert_eq!(xorb("Signature=a").asked(b"bytes=0-9"), None);
+    let many = (0..2000).map(|n| format!("{n}-{n}")).collect::<Vec<_>>().join(",");
+    assert_eq!(xorb(&format!("X-Xet-Signed-Range=bytes={many}")).signed, []);
+    let stranger =
+        Url::parse(&format!("https://evil.example/xorbs/default/{SHA}?X-Xet-Signed-Range=bytes=0-9")).unwrap();
+    assert_eq!(Identity::xorb(&stranger, &Rules::default()), None);
+}
+
+#[test]
 fn every_kind_has_ids_of_its_own() {
     let name = format!("https://h/{SHA}");
     let mut ids: Vec<_> = [

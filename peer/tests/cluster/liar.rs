@@ -17,7 +17,7 @@ pub(crate) fn poison(data_dir: &Path, url: &str, len: u64) {
     let meta = TaskMeta {
         id,
         layout: Layout::for_len(len).unwrap(),
-        sha256: None,
+        proof: None,
         label: "a lie".to_owned(),
         headers: Vec::new(),
         etag: None,

@@ -52,12 +52,18 @@ pub(crate) fn can_run(test: &str, clients: &[Client]) -> bool {
 
 impl Site {
     /// A hub that offers a file of this size, and a node in front of it or none.
+    #[allow(dead_code, reason = "not every test that shares this module needs it")]
     pub(crate) fn open(through: Through, size: u64) -> Self {
+        Self::open_hub(through, size, &[])
+    }
+
+    /// The same, with further arguments of `pondhawk-hub`.
+    pub(crate) fn open_hub(through: Through, size: u64, hub: &[&str]) -> Self {
         // A test that failed before has cleaned up as well.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let file = format!("{REPO}/{FILE}:{size}:7");
         let setting =
-            Setting { target: target_dir(), files: &[&file], hub: &[], interrupted: Arc::new(AtomicBool::new(false)) };
+            Setting { target: target_dir(), files: &[&file], hub, interrupted: Arc::new(AtomicBool::new(false)) };
         let mut stage = Stage::open(&setting).unwrap();
         if through == Through::Node {
             stage.start_node(Path::new(env!("CARGO_BIN_EXE_pondhawk")), "").unwrap();
@@ -89,6 +95,7 @@ impl Site {
     }
 
     /// What the hub sent of the file since its start, as a multiple of its size.
+    #[allow(dead_code, reason = "not every test that shares this module needs it")]
     pub(crate) fn origin_ratio(&self) -> f64 {
         self.stage.origin_bytes(&self.wanted).unwrap() as f64 / self.wanted.size as f64
     }

@@ -177,7 +177,7 @@ impl Sample {
         TaskMeta {
             id: self.id(),
             layout: self.layout(),
-            sha256: None,
+            proof: None,
             label: format!("host/{}", self.number),
             headers: Vec::new(),
             etag: None,

@@ -91,7 +91,7 @@ fn content_that_is_not_what_the_name_says_is_a_mismatch_even_after_a_restart() {
         let site = Site::new();
         let store = site.open();
         let other = Sample { number: 8, ..SAMPLE };
-        let meta = TaskMeta { sha256: other.named_by_sha256().sha256, ..SAMPLE.meta() };
+        let meta = TaskMeta { proof: other.named_by_sha256().proof, ..SAMPLE.meta() };
         let held = store.create(meta).await.unwrap();
         SAMPLE.add_all(&held, &pool()).await;
         assert_eq!(soon(held.settled()).await, Verdict::Mismatch);

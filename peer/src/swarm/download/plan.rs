@@ -3,7 +3,7 @@
 use std::{ops::Range, time::Duration};
 
 use super::{
-    Action, Download, GiveBack, Leader, LinkId, MAX_WANTED, Phase, Wanted,
+    Action, Download, GiveBack, Leader, LinkId, MAX_WANTED, Phase, Reach, Wanted,
     bits::{self, Bits},
     leases::Leases,
     links::{self, Free},
@@ -50,7 +50,7 @@ impl Download {
     }
 
     pub(super) fn leased(&mut self, lease: u64, pieces: Range<u32>) {
-        let why = match (self.ranged, self.sources.is_empty()) {
+        let why = match (self.reach != Reach::Whole, self.sources.is_empty()) {
             (true, false) if self.leases.add(lease, pieces) => return self.trim_unleased(),
             (_, true) => GiveBack::Expired,
             _ => GiveBack::Failed,
@@ -60,7 +60,8 @@ impl Download {
 
     /// Runs that reach into what is not leased (any more) end after the piece that they are in.
     pub(super) fn trim_unleased(&mut self) {
-        if !self.leases.is_led() {
+        // One request brings everything, whoever may fetch the rest.
+        if !self.leases.is_led() || !self.is_ranged() {
             return;
         }
         let mut ended = Vec::new();
@@ -119,7 +120,7 @@ impl Download {
 
     fn wanted(&self) -> Wanted {
         let all = 0..self.layout.pieces();
-        let can_fetch = !self.sources.is_empty() && self.ranged;
+        let can_fetch = !self.sources.is_empty() && self.reach != Reach::Whole;
         let mut runs = match (self.wants.is_empty(), self.policy.finish_alone) {
             (true, false) => return Wanted::Nothing,
             (_, true) => vec![all.clone()],
@@ -199,7 +200,7 @@ impl Download {
 
     pub(super) fn ask(&mut self, now: Duration) -> Option<Action> {
         // An origin that knows no ranges sends everything at once.
-        let all_comes = !self.ranged && !self.runs.is_empty();
+        let all_comes = !self.is_ranged() && !self.runs.is_empty();
         if self.links.is_empty() || self.phase == Phase::Ended || all_comes {
             return None;
         }
@@ -236,14 +237,17 @@ impl Download {
             let mut free = turns.iter().map(|(reader, pieces)| (*reader, self.first_free(pieces.clone()), pieces.end));
             free.find_map(|(reader, first, end)| first.map(|first| (reader, first, end)))
         };
-        let (reader, first, end) = urgent.or_else(next)?;
+        let (reader, first, end) = match self.reach {
+            Reach::Window => urgent?,
+            Reach::Ranges | Reach::Whole => urgent.or_else(next)?,
+        };
         self.served_last = reader;
         Some(self.extend(first, end))
     }
 
     /// From `first` on, free pieces up to `end`: not past a run's length, nor past a free piece that another reader stands before.
     fn extend(&self, first: u32, end: u32) -> Range<u32> {
-        if !self.ranged {
+        if !self.is_ranged() {
             let last = self.wants.values().map(|want| want.pieces.end).max().unwrap_or(end);
             return first..last.max(end);
         }
@@ -280,7 +284,7 @@ impl Download {
     /// Pieces that may be fetched from the origin now. An origin that knows no ranges sends everything anyway.
     fn free_word(&self, index: usize) -> u64 {
         let unclaimed = !self.held.word(index) & !self.busy.word(index);
-        if !self.ranged {
+        if self.reach == Reach::Whole {
             return unclaimed;
         }
         unclaimed & (self.leases.word(index) & !self.links.word(index) | self.leases.permitted(index))

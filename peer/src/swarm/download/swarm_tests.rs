@@ -12,7 +12,7 @@ const NOW: Duration = Duration::ZERO;
 
 fn machine(pieces: u64, leader: Leader) -> Download {
     let layout = Layout::for_len(pieces * MIB).unwrap();
-    let mut download = Download::new(layout, &Bitmap::new(layout.pieces()), true, Policy::default());
+    let mut download = Download::new(layout, &Bitmap::new(layout.pieces()), Reach::Ranges, Policy::default());
     download.handle(NOW, Event::UrlOffered { source: SourceId(1) });
     download.handle(NOW, Event::Led(leader));
     download
@@ -86,6 +86,46 @@ fn links_that_have_everything_are_asked_in_order_and_others_for_what_is_rare() {
     let first = pieces.iter().filter(|(link, piece)| *link == full && *piece >= 50).count();
     assert_eq!(first, 50);
     assert!(pieces.iter().position(|(_, piece)| *piece >= 50).unwrap() < 20, "the rare half is not left for the end");
+}
+
+/// A window of eight pieces under a scheduler.
+fn window() -> Download {
+    let layout = Layout::for_len(8 * MIB).unwrap();
+    let mut download = Download::new(layout, &Bitmap::new(8), Reach::Window, Policy::default());
+    download.handle(NOW, Event::UrlOffered { source: SourceId(1) });
+    download.handle(NOW, Event::Led(Leader::New));
+    want_all(&mut download);
+    download
+}
+
+#[test]
+fn a_window_comes_whole_to_who_may_fetch_the_piece_that_its_reader_stands_before() {
+    let mut download = window();
+    assert_eq!(drain(&mut download, NOW), [Action::Tell(Wanted::Pieces { can_fetch: true, runs: None })]);
+    download.handle(NOW, Event::Leased { lease: 1, pieces: 4..8 });
+    assert!(drain(&mut download, NOW).is_empty(), "another node has the first piece, and so the rest with it");
+    download.handle(NOW, Event::Leased { lease: 2, pieces: 0..2 });
+    let Action::Fetch(fetch) = drain(&mut download, NOW).remove(0) else { panic!("no fetch") };
+    assert_eq!((fetch.pieces.clone(), fetch.whole), (0..8, true));
+    download.handle(NOW, Event::LeaseEnded { lease: 1 });
+    assert!(drain(&mut download, NOW).is_empty(), "what is not leased any more comes all the same");
+}
+
+#[test]
+fn a_window_that_another_node_brings_costs_no_request_unless_that_node_stops() {
+    let mut download = window();
+    let other = link(&mut download, 1, 0..2);
+    download.handle(NOW, Event::Known { pieces: 0..2 });
+    for (link, piece) in asked(&drain(&mut download, NOW)) {
+        assert_eq!(link, other);
+        download.handle(NOW, Event::PeerPiece { link, piece });
+    }
+    download.handle(NOW, Event::LinkDown { link: other });
+    assert!(fetched(&drain(&mut download, NOW)).is_empty());
+    let patience = Leases::patience(Policy::default().seed) + Duration::from_secs(1);
+    drain(&mut download, patience / 2);
+    let rest = fetched(&drain(&mut download, patience * 2));
+    assert_eq!(rest, (2..8).collect());
 }
 
 #[test]

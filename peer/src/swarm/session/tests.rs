@@ -197,7 +197,7 @@ fn meta(task: TaskId) -> TaskMeta {
     TaskMeta {
         id: task,
         layout: Layout::for_len(5 * MIB).unwrap(),
-        sha256: None,
+        proof: None,
         label: "host/path".to_owned(),
         headers: Vec::new(),
         etag: None,
