@@ -139,3 +139,37 @@ fn ranges_of_a_file_system_cost_the_origin_each_byte_once_by_a_tunnel() {
     let told = Told::Both("HTTPS_PROXY", include_str!("ways_in/filesystem.py"));
     downloads_once(test, "connect", told, &[Client::Hub1]);
 }
+
+/// hf_xet asks for parts of files, and finds where they are by what the Hub and its CAS server say: every URL must lead back here.
+fn xet_downloads_once(test: &str, way: &str, told: Told<'_>) {
+    if !can_run(test, &[Client::HfXet]) {
+        return;
+    }
+    // Three xorbs, each fetched in two ranges or one.
+    let site = Site::open_hub(Through::Node, 40 * MIB, &["--xet", "owner/model:256:160"]);
+    let group = Cgroup::new("told").unwrap();
+    let xorb_bytes = || {
+        let stats = site.stage.hub().stats().unwrap();
+        let xorbs = stats.objects.iter().filter(|(label, _)| label.starts_with("xorb/"));
+        xorbs.map(|(_, xorb)| xorb.body_bytes).sum::<u64>()
+    };
+    let mut sent = Vec::new();
+    for _ in 0..2 {
+        let download = told_download(&site, Client::HfXet, told, &group);
+        assert_eq!(download.sha256, site.wanted.sha256, "{}", download.output);
+        sent.push(xorb_bytes());
+    }
+    assert!((40 * MIB..41 * MIB).contains(&sent[0]), "{sent:?} bytes of xorbs");
+    assert_eq!(sent[0], sent[1], "the second download came from the store");
+    assert!(site.requests(way, "hit") >= 5, "not by way of {way}");
+}
+
+#[test]
+fn hf_xet_downloads_once_by_the_mirror() {
+    xet_downloads_once("hf_xet_downloads_once_by_the_mirror", "mirror", Told::Variable("HF_ENDPOINT"));
+}
+
+#[test]
+fn hf_xet_downloads_once_by_terminated_tunnels() {
+    xet_downloads_once("hf_xet_downloads_once_by_terminated_tunnels", "connect", Told::Variable("HTTPS_PROXY"));
+}
