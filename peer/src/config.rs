@@ -234,8 +234,9 @@ section! {
     /// Who may go where through the proxy port.
     Proxy {
         /// Hosts that clients may reach through the proxy port beside intercept.hosts and those of `rules`: `host` (it and all
-        /// below) or `host:port`. Empty: every public one. What is not to be kept is passed on untouched, CONNECT as a tunnel. Default
-        /// empty: HTTPS_PROXY may be set for a whole shell.
+        /// below), `host:port`, or `*` for every public one. What is not to be kept is passed on untouched, CONNECT as a tunnel.
+        /// Default empty: every public one while listen.proxy is for this machine only, so that HTTPS_PROXY may be set for a whole
+        /// shell; none where others reach it, so that it is no open proxy.
         allow: Vec<String> = Vec::new(),
         /// Ports that clients may reach where `allow` names none. Default 80 and 443: no mail server, no database.
         ports: Vec<u16> = vec![80, 443],

@@ -214,6 +214,9 @@ impl Translation {
             let (address, port) = (address.unwrap_or_else(|| "0.0.0.0".into()), port.unwrap_or_else(|| "65001".into()));
             let address = if address.contains(':') { format!("[{address}]") } else { address };
             self.set("listen.proxy", json!(format!("{address}:{port}")));
+            if !address.starts_with("127.") && self.from.pointer("/proxy/whiteList").is_none_or(says_nothing) {
+                self.note("proxy.allow: others reach this proxy, so only intercept.hosts and rules are served; dfdaemon let them reach every host");
+            }
         }
         if let Some(filter) = self.text("proxy.defaultFilter") {
             let names: Vec<_> = filter.split('&').map(str::trim).filter(|name| !name.is_empty()).collect();

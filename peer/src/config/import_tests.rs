@@ -105,3 +105,12 @@ fn a_config_map_is_looked_into_and_what_is_no_document_is_refused() {
     assert_eq!(size("1024Mi").as_deref(), Some("1024MiB"));
     assert_eq!((size("0"), size("x"), size("5 parsecs")), (None, None, None));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_document_panics(text in "([a-z]{1,5}: ?|- |\\{|\\}|\\[|\\]|\n|  |proxy:|rules:|regx: |'[^']*'|[0-9]+)*") {
+        if let Ok(imported) = import(&text) {
+            let _ = (imported.check(), imported.to_yaml());
+        }
+    }
+}

@@ -20,6 +20,7 @@ use url::Url;
 use super::{
     connection::{Done, Exchange, ExchangeError},
     forward::{self, pairs},
+    head::decimal,
     response::{self, RelayedBody},
     transport::Transport,
 };
@@ -34,6 +35,8 @@ use rewrite::{Kind, Resolved};
 
 /// The Hub's answers about files that are remembered: some 2 KiB each.
 const MAX_ANSWERS: usize = 2048;
+/// What a branch means may change: remembered so that a file's many ranges are one question every now and then.
+const BRANCH: Duration = Duration::from_secs(10);
 
 /// What the Hub said about a file to one caller.
 #[derive(Debug)]
@@ -86,19 +89,27 @@ pub async fn serve(exchange: Exchange, transport: &mut Transport, url: Url) -> R
         return forward::forward(exchange, transport, request).await;
     }
     let key = authorize::key_of(&request);
-    let answer = match ask(&exchange, key, &request).await {
+    let life = exchange.shard.node.config.authorize.cap.0;
+    let life = if rewrite::is_commit(&file.1) { life } else { life.min(BRANCH) };
+    let answer = match ask(&exchange, key, &request, life).await {
         Ok(answer) => answer,
         Err(error) => return forward::hand_on(exchange, transport, &error).await,
     };
     let resolved = rewrite::resolved(answer.status, &answer.headers, &request.url);
     match resolved {
         Resolved::Elsewhere(url) if exchange.head.method == "HEAD" && exchange.front().serves(host(&url)) => {
-            head(&exchange, transport, &answer).await
+            let (headers, len) = rewrite::as_if_here(&answer.headers);
+            head(&exchange, transport, 200, headers, len).await
+        }
+        _ if exchange.head.method == "HEAD" => {
+            let len = answer.headers.iter().find(|(name, _)| name == "content-length");
+            let len = len.and_then(|(_, value)| decimal(value));
+            head(&exchange, transport, answer.status, answer.headers.clone(), len).await
         }
         Resolved::Elsewhere(url) if exchange.front().serves(host(&url)) => {
             elsewhere(exchange, transport, &request, url, &answer, key).await
         }
-        Resolved::Here if exchange.head.method == "GET" => small(exchange, transport, request, file, &answer).await,
+        Resolved::Here => small(exchange, transport, request, file, &answer).await,
         _ => forward::forward(exchange, transport, request).await,
     }
 }
@@ -108,7 +119,12 @@ fn host(url: &Url) -> &str {
 }
 
 /// One question for a file's many ranges; what the Hub refuses is not remembered.
-async fn ask(exchange: &Exchange, key: [u8; 32], request: &OriginRequest) -> Result<Arc<Answer>, OriginError> {
+async fn ask(
+    exchange: &Exchange,
+    key: [u8; 32],
+    request: &OriginRequest,
+    most: Duration,
+) -> Result<Arc<Answer>, OriginError> {
     let node = &exchange.shard.node;
     if let Some(known) = node.mirrored.get(&key) {
         return Ok(known);
@@ -118,22 +134,27 @@ async fn ask(exchange: &Exchange, key: [u8; 32], request: &OriginRequest) -> Res
     let response = node.origin.forward(Method::HEAD, &question, http_body_util::Empty::<bytes::Bytes>::new()).await?;
     let answer = Arc::new(Answer { status: response.status().as_u16(), headers: pairs(response.headers()) });
     let life = match rewrite::resolved(answer.status, &answer.headers, &request.url) {
-        Resolved::Elsewhere(url) => authorize::life_of(&url, node.config.authorize.cap.0),
-        Resolved::Here => node.config.authorize.cap.0,
+        Resolved::Elsewhere(url) => authorize::life_of(&url, most),
+        Resolved::Here => most,
         Resolved::Other => Duration::ZERO,
     };
     node.mirrored.put(key, &answer, life);
     Ok(answer)
 }
 
-/// The Hub's redirect of a HEAD, as if it had the file itself.
-async fn head(exchange: &Exchange, transport: &mut Transport, answer: &Answer) -> Result<Done, ExchangeError> {
+/// The answer to a HEAD, which has been asked already.
+async fn head(
+    exchange: &Exchange,
+    transport: &mut Transport,
+    status: u16,
+    mut headers: Vec<(String, Vec<u8>)>,
+    len: Option<u64>,
+) -> Result<Done, ExchangeError> {
     let keep = exchange.keeps();
-    let (mut headers, len) = rewrite::as_if_here(&answer.headers);
     exchange.turn(&mut headers);
     let body = len.map_or(RelayedBody::None, RelayedBody::Length);
-    transport.send(response::relayed_reply(200, &headers, body, &exchange.about(keep, 0))).await?;
-    Ok(Done { outcome: Outcome::Passed, keep })
+    transport.send(response::relayed_reply(status, &headers, body, &exchange.about(keep, 0))).await?;
+    Ok(Done { outcome: if status < 400 { Outcome::Passed } else { Outcome::Refused }, keep })
 }
 
 /// A file whose bytes a CDN has: the token stays with the Hub, as it does when clients follow the redirect.

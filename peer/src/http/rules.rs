@@ -69,6 +69,8 @@ pub struct Front {
     served: Suffixes,
     rules: Vec<Rule>,
     allow: Vec<Authority>,
+    /// Whether every host may be reached that has a public address.
+    open: bool,
     ports: Vec<u16>,
     hub: Option<Url>,
     cdn: Option<Url>,
@@ -115,10 +117,13 @@ impl Front {
             let host = text.trim_start_matches("*.").trim_start_matches('.');
             Authority::parse(host.as_bytes()).ok_or_else(|| FrontError::Allow(text.clone()))
         };
+        let named: Vec<&String> = config.proxy.allow.iter().filter(|text| *text != "*").collect();
+        let local = config.listen.proxy.0.is_none_or(|address| address.ip().is_loopback());
         Ok(Self {
             served: Suffixes::new(&config.intercept.hosts)?,
             rules,
-            allow: config.proxy.allow.iter().map(allow).collect::<Result<_, _>>()?,
+            allow: named.iter().copied().map(allow).collect::<Result<_, _>>()?,
+            open: config.proxy.allow.len() > named.len() || (named.is_empty() && local),
             ports: config.proxy.ports.clone(),
             hub: config.mirror.hub.as_deref().and_then(|hub| Url::parse(hub).ok()),
             cdn: config.mirror.cdn.as_deref().and_then(|cdn| Url::parse(cdn).ok()),
@@ -145,10 +150,7 @@ impl Front {
         let by_name = |allowed: &Authority| {
             is_under(host, &allowed.host) && allowed.port.map_or(self.ports.contains(&port), |only| only == port)
         };
-        match self.allow.is_empty() {
-            true => self.ports.contains(&port),
-            false => self.allow.iter().any(by_name),
-        }
+        (self.open && self.ports.contains(&port)) || self.allow.iter().any(by_name)
     }
 
     /// What is done with a URL. Without a rule the served hosts' files are kept, and asked for by https, as those hosts
@@ -269,5 +271,8 @@ mod tests {
         assert!(narrow.allows("a.example.org", 443) && narrow.allows("git.example", 8443));
         assert!(!narrow.allows("a.example.org", 8443) && !narrow.allows("git.example", 443));
         assert!(!narrow.allows("evil-example.org", 443));
+        let reached = "listen: {proxy: '0.0.0.0:65001'}\n";
+        assert!(!front(reached).unwrap().allows("pypi.org", 443), "no open proxy by default");
+        assert!(front(&format!("{reached}proxy: {{allow: ['*']}}")).unwrap().allows("pypi.org", 443));
     }
 }

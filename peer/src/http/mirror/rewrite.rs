@@ -176,6 +176,8 @@ pub fn as_if_here(headers: &[(String, Vec<u8>)]) -> (Vec<(String, Vec<u8>)>, Opt
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::config::Config;
 
@@ -267,5 +269,19 @@ mod tests {
         assert!(!seen.iter().any(|(name, _)| name == "location"));
         assert_eq!(resolved(307, &[header("location", "/new/f")], &asked), Resolved::Other);
         assert_eq!(resolved(404, &[], &asked), Resolved::Other);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_of_a_hub_panics_and_what_is_not_turned_stays(text in ".*", json in "[\\[\\]{}:,\"a-z0-9 /.]*") {
+            let mut headers = vec![header("link", &text), header("location", &text)];
+            let before = headers.clone();
+            base().turn_headers(&mut headers, &front());
+            prop_assert!(headers == before || text.contains("huggingface.co") || text.contains("hf.co"));
+            let _ = base().turned_json(json.as_bytes(), &front());
+            if let Ok(url) = Url::parse(&format!("https://huggingface.co/{text}")) {
+                let _ = Kind::of(&url);
+            }
+        }
     }
 }
