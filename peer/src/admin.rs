@@ -7,8 +7,11 @@
 //! | GET /readyz | 200, or 503 with a reason a line |
 //! | GET /debug/pprof/profile?seconds=N | CPU profile, pprof's protobuf; one at a time, 1 to 60 s |
 //! | GET /v1/status | [`Status`] as JSON |
-//! | GET /v1/tasks | [`Task`]s as a JSON list |
-//! | DELETE /v1/tasks/{id} | 204, 404 unknown, 409 in use |
+//! | GET /v1/tasks[?label=HOST/PATH] | [`Task`]s as a JSON list, all or those of this label |
+//! | DELETE /v1/tasks/{id} | 204, 404 unknown, 409 in use or pinned |
+//! | PUT, DELETE /v1/tasks/{id}/pin | 204, 404 unknown |
+//! | POST /v1/preheats | takes a [`PreheatWanted`]; 202 and a [`PreheatTaken`], 400, 421 host not served, 503 too many |
+//! | GET /v1/preheats | [`Preheat`]s as a JSON list |
 //!
 //! Reading is for whoever reaches the port. Changing is for this machine only, whatever address the port listens on, and
 //! never for a web page: a request from another address, or one that carries `Origin` (as every browser's DELETE does),
@@ -28,7 +31,10 @@ use tokio::{
 };
 
 use crate::{metrics::Metrics, task::TaskId};
-pub use report::{Interception, LinkReport, Removal, Status, StoreStatus, SwarmReport, Task};
+pub use report::{
+    Interception, LinkReport, Preheat, PreheatCounts, PreheatRefusal, PreheatTaken, PreheatWanted, Removal, Status,
+    StoreStatus, SwarmReport, Task,
+};
 
 /// Connections at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -47,6 +53,15 @@ pub trait Control: Send + Sync + 'static {
 
     /// Drops a task that nobody uses.
     fn remove(&self, id: &TaskId) -> Removal;
+
+    /// Keeps a task whatever room is needed, or no longer; whether there is such a task.
+    fn pin(&self, id: &TaskId, pinned: bool) -> Result<bool, String>;
+
+    /// Queues a file to be fetched into the store; its number.
+    fn preheat(&self, wanted: PreheatWanted) -> Result<u64, PreheatRefusal>;
+
+    /// Files that are, were or will be fetched so.
+    fn preheats(&self) -> Vec<Preheat>;
 
     /// How the node is.
     fn status(&self) -> Status;

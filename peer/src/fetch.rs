@@ -23,6 +23,7 @@ use crate::{
         connection::unix_now,
         forward::pairs,
         head::RequestHead,
+        rules::Treatment,
     },
     limits,
     metrics::{Outcome, Party},
@@ -73,7 +74,18 @@ pub struct Tasks {
     running: Mutex<HashMap<TaskId, Arc<Running>>>,
     /// Tasks whose bytes were wrong, until when only the whole of them is served, and how often.
     wrong: Mutex<HashMap<TaskId, (Instant, u32)>>,
+    /// What downloads that are over brought of their tasks, for reports.
+    brought: Mutex<HashMap<TaskId, Brought>>,
     max: usize,
+}
+
+/// Where bytes of a task came from, since the node's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// Bytes from origins.
+    pub origin: u64,
+    /// Bytes from other nodes.
+    pub peers: u64,
 }
 
 struct Running {
@@ -99,6 +111,11 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// What the rules say.
+    pub fn of(treatment: &Treatment) -> Self {
+        Self { filter: treatment.filter.clone(), public: treatment.public, ..Self::default() }
+    }
+
     fn identity(&self, url: &Url, rules: &Rules) -> Identity {
         let identity = match &self.filter {
             Some(filter) => Identity::of(url, &Rules { filter: filter.clone(), ..rules.clone() }),
@@ -405,6 +422,13 @@ fn is_forbidden(status: &Status) -> bool {
     matches!(status, Status::Failed(error) if matches!(**error, DownloadError::Forbidden(_)))
 }
 
+impl Brought {
+    fn and(self, running: &Running) -> Self {
+        let handle = &running.handle;
+        Self { origin: self.origin + handle.origin_bytes(), peers: self.peers + handle.peer_bytes() }
+    }
+}
+
 impl Running {
     /// Whether a new reader may join; one that failed for want of a URL is revived by the reader's own.
     fn goes_on(&self) -> bool {
@@ -416,7 +440,7 @@ impl Running {
 impl Tasks {
     /// None under way, and never more than `max`.
     pub fn new(max: usize) -> Self {
-        Self { running: Mutex::default(), wrong: Mutex::default(), max }
+        Self { running: Mutex::default(), wrong: Mutex::default(), brought: Mutex::default(), max }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TaskId, Arc<Running>>> {
@@ -439,8 +463,30 @@ impl Tasks {
         wrong.get(id).filter(|(until, _)| *until > Instant::now()).map_or(0, |(_, times)| *times)
     }
 
+    /// What was brought of a task, by a download under way too.
+    pub fn brought(&self, id: &TaskId) -> Brought {
+        // In this order everywhere, so that a download is counted once while it ends.
+        let running = self.lock();
+        let before = self.brought.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied().unwrap_or_default();
+        match running.get(id) {
+            Some(running) => before.and(running),
+            None => before,
+        }
+    }
+
+    /// Once too many are remembered, all are forgotten: they only serve reports on what is new.
+    fn note_brought(&self, id: TaskId, running: &Running) {
+        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        if brought.len() >= limits::ORIGINS_KEPT && !brought.contains_key(&id) {
+            brought.clear();
+        }
+        let sum = brought.entry(id).or_default();
+        *sum = sum.and(running);
+    }
+
     fn forget(&self, id: &TaskId, running: &Arc<Running>) {
         let mut all = self.lock();
+        self.note_brought(*id, running);
         if all.get(id).is_some_and(|other| Arc::ptr_eq(other, running)) {
             all.remove(id);
         }

@@ -6,6 +6,7 @@ pub mod authorize;
 pub mod fetch;
 pub mod http;
 pub mod intercept;
+pub mod preheat;
 pub mod reply;
 pub mod store;
 pub mod swarm;

@@ -56,6 +56,18 @@ pub const CHECK_WAIT: Duration = Duration::from_secs(3);
 /// A download that brought nothing at all for this long has failed, whatever its retries think.
 pub const FETCH_STALL: Duration = Duration::from_secs(90);
 
+/// Files that wait to be preheated: a large repository fits; who has more asks again.
+pub const PREHEATS: usize = 4096;
+
+/// Preheats that are over and still told of.
+pub const PREHEATS_KEPT: usize = 1024;
+
+/// Files that each shard preheats at a time: each of them is fetched by parallel ranges already.
+pub const PREHEATS_A_SHARD: usize = 2;
+
+/// Tasks of which it is remembered where their bytes came from.
+pub const ORIGINS_KEPT: usize = 4096;
+
 /// Bytes of a node's name in its cluster (RFC 1035 section 2.3.4: a DNS label; names may have dots).
 pub const NAME_LEN: usize = 63;
 

@@ -29,6 +29,7 @@ use crate::{
     intercept::{InterceptError, Interceptor, Trust, listener},
     limits,
     metrics::{Metrics, Way},
+    preheat::{self, Preheats},
     shard::{Connections, Pulses, Shard},
     store::{Store, StoreError},
     swarm::{Origin, TrustError},
@@ -140,6 +141,8 @@ pub struct Node {
     pub distrusting: Distrusting,
     /// Downloads under way.
     pub tasks: Tasks,
+    /// Files to fetch before anybody reads them.
+    pub preheats: Preheats,
     /// Other nodes; none where nothing is shared.
     pub cluster: Option<Arc<Cluster>>,
     /// The TLS side of intercepted connections.
@@ -225,6 +228,9 @@ fn run_shard(node: Arc<Node>, index: usize, share: build::Share) {
         tokio_uring::spawn(Rc::clone(&shard).pulse(index));
         if let Some(cluster) = &node.cluster {
             tokio_uring::spawn(Arc::clone(cluster).serve(Rc::clone(&shard), index));
+        }
+        for _ in 0..limits::PREHEATS_A_SHARD {
+            tokio_uring::spawn(preheat::work(Rc::clone(&shard)));
         }
         for listener in share.proxy {
             tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use pondhawk::{
-    admin::{Admin, Control, Interception, Removal, Status, StoreStatus, Task},
+    admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
     config::Config,
     metrics::{Metrics, Totals},
     task::TaskId,
@@ -27,11 +27,30 @@ impl Control for Wax {
         match tasks.iter().position(|task| task.id == id.to_string()) {
             None => Removal::Unknown,
             Some(at) if tasks[at].in_use => Removal::InUse,
+            Some(at) if tasks[at].pinned => Removal::Pinned,
             Some(at) => {
                 tasks.remove(at);
                 Removal::Removed
             }
         }
+    }
+
+    fn pin(&self, id: &TaskId, pinned: bool) -> Result<bool, String> {
+        let mut tasks = self.0.lock().unwrap();
+        let found = tasks.iter_mut().find(|task| task.id == id.to_string());
+        Ok(found.map(|task| task.pinned = pinned).is_some())
+    }
+
+    fn preheat(&self, wanted: PreheatWanted) -> Result<u64, PreheatRefusal> {
+        match wanted.url.contains("cdn.") {
+            true => Ok(7),
+            false => Err(PreheatRefusal::NotServed("another host".into())),
+        }
+    }
+
+    fn preheats(&self) -> Vec<Preheat> {
+        let label = "cdn.example/x".into();
+        vec![Preheat { id: 7, label, state: "failed".into(), error: Some("no".into()), ..Preheat::default() }]
     }
 
     fn status(&self) -> Status {
@@ -60,6 +79,9 @@ fn task(digit: char, label: &str, in_use: bool) -> Task {
         held_pieces: 1000,
         verdict: "verified".into(),
         in_use,
+        pinned: false,
+        origin_bytes: 0,
+        peer_bytes: 0,
         created_unix: 1,
         used_unix: u64::from(digit),
     }
@@ -140,7 +162,8 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn without_a_node_the_exit_code_is_3_and_the_message_says_what_to_do() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    for command in [&["ls"][..], &["status"], &["rm", "--all"]] {
+    let preheat = ["preheat", "https://cdn.example/x"];
+    for command in [&["ls"][..], &["status"], &["rm", "--all"], &["pin", "aaaaaaaa"], &["top"], &preheat] {
         let (code, out, message) = pondhawk(&[command, &["--admin", &free]].concat(), &[]);
         assert_eq!((code, out.as_str()), (Some(3), ""), "{command:?}");
         assert!(message.contains("no node answers") && message.contains("pondhawk up"), "{message}");
@@ -188,7 +211,44 @@ fn tasks_are_removed_by_their_first_digits_and_those_in_use_stay() {
     assert_eq!(node.ask(&["rm", "abc"]).0, Some(1));
     let (code, done, message) = node.ask(&["rm", "--all"]);
     assert_eq!((code, done), (Some(1), format!("removed {}\n", "c".repeat(64))));
-    assert_eq!(message, "pondhawk: 1 of 2 tasks are in use and stay\n");
+    assert_eq!(message, "pondhawk: 1 of 2 tasks are in use or pinned, and stay\n");
+}
+
+#[test]
+fn a_pinned_task_is_shown_as_such_and_stays() {
+    let node = node(vec![task('a', "cdn.example/x", false)]);
+    let id = "a".repeat(64);
+    assert_eq!(node.ask(&["pin", "aaaaaaaa"]), (Some(0), format!("pinned {id}\n"), String::new()));
+    assert!(node.ask(&["ls"]).1.contains("verified, pinned"));
+    assert_eq!(node.ask(&["rm", "aaaaaaaa"]).0, Some(1));
+    assert_eq!(node.ask(&["unpin", "https://cdn.example/x?Signature=other"]).1, format!("unpinned {id}\n"));
+    let (code, _, message) = node.ask(&["pin", "https://cdn.example/other"]);
+    assert_eq!((code, message.contains("preheat --pin")), (Some(1), true), "{message}");
+    assert_eq!(node.ask(&["rm", "aaaaaaaa"]).0, Some(0));
+}
+
+#[test]
+fn a_preheat_is_followed_to_its_end_and_what_failed_is_named() {
+    let node = node(Vec::new());
+    let (code, out, _) = node.ask(&["preheat", "https://cdn.example/x"]);
+    assert_eq!((code, out.contains("waiting  cdn.example/x")), (Some(0), true), "{out}");
+    let (code, out, message) = node.ask(&["preheat", "https://cdn.example/x", "--wait"]);
+    assert_eq!((code, out.contains("failed: no")), (Some(1), true), "{out}");
+    assert!(message.contains("1 of 1 files failed"), "{message}");
+    let (code, _, message) = node.ask(&["preheat", "https://other.example/x"]);
+    assert_eq!((code, message.contains("another host")), (Some(1), true), "{message}");
+    assert_eq!(node.ask(&["preheat"]).0, Some(2));
+}
+
+#[test]
+fn top_shows_one_frame_where_there_is_no_terminal() {
+    let node = node(vec![task('a', "cdn.example/x", true), task('b', "cdn.example/y", false)]);
+    let (code, frame, _) = node.ask(&["top"]);
+    assert_eq!((code, frame.contains('\u{1b}')), (Some(0), false), "{frame}");
+    assert!(frame.contains("hit ratio 75%") && frame.contains("aaaaaaaaaaaa") && !frame.contains("cdn.example/y"));
+    let (_, json, _) = node.ask(&["top", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((json["busy"][0]["label"].as_str(), json["rates"]["origin"].as_u64()), (Some("cdn.example/x"), Some(0)));
 }
 
 #[test]

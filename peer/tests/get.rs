@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "get/errand.rs"]
 mod errand;
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -64,6 +65,13 @@ fn a_file_of_the_hub_comes_by_way_of_the_node_and_the_second_time_from_its_store
     }
     let asked = stage.hub.stats().object("owner/model/model.safetensors");
     assert!(asked.body_bytes <= 3 * MIB + 64, "the second time cost more than a question: {asked:?}");
+    let admin = stage.node.admin.to_string();
+    let asked = ["hf://owner/model/onnx/deep/model.onnx", "--json", "-o"];
+    for (name, origin) in [("cold.onnx", MIB), ("warm.onnx", 0)] {
+        let json = errand.with(&[&asked[..], &[name]].concat(), &[("PONDHAWK_ADMIN", &admin)]).json();
+        let from = &json["files"][0]["from"];
+        assert_eq!((from["origin"].as_u64(), from["store"].as_u64()), (Some(origin), Some(MIB - origin)), "{json}");
+    }
     let json = errand.get(&["hf://owner/model/model.safetensors", "-o", "third.bin", "--json"]).json();
     assert_eq!((json["files"][0]["via"].as_str(), json["bytes"].as_u64()), (Some("node"), Some(3 * MIB)), "{json}");
     assert_eq!(json["commit"].as_str(), stage.hub.commit("owner/model", "main").as_deref());

@@ -25,6 +25,15 @@ pub struct Task {
     pub verdict: String,
     /// Whether somebody reads or downloads it now.
     pub in_use: bool,
+    /// Whether it stays whatever room is needed.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Bytes of it that came from origins since the node's start.
+    #[serde(default)]
+    pub origin_bytes: u64,
+    /// Bytes of it that came from other nodes since the node's start.
+    #[serde(default)]
+    pub peer_bytes: u64,
     /// Seconds since 1970.
     pub created_unix: u64,
     /// Seconds since 1970 at the last use.
@@ -40,6 +49,72 @@ pub enum Removal {
     Unknown,
     /// Somebody reads or downloads it.
     InUse,
+    /// It is pinned.
+    Pinned,
+}
+
+/// A file to fetch into the store, as `POST /v1/preheats` takes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreheatWanted {
+    /// https, at a host that the node serves.
+    pub url: String,
+    /// With which the origin is asked.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// Whether it is pinned when it is there.
+    #[serde(default)]
+    pub pin: bool,
+}
+
+/// Why a file is not fetched into the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PreheatRefusal {
+    /// No URL.
+    Wrong(String),
+    /// Not a host that this node serves.
+    NotServed(String),
+    /// Later, perhaps.
+    Full(String),
+}
+
+/// The number of a preheat that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreheatTaken {
+    /// As in [`Preheat`].
+    pub id: u64,
+}
+
+/// A file that is, was or will be fetched into the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preheat {
+    /// Unique since the node's start.
+    pub id: u64,
+    /// Host and path, without the query.
+    pub label: String,
+    /// `waiting`, `running`, `done` or `failed`.
+    pub state: String,
+    /// Its task, once it is known.
+    pub task: Option<String>,
+    /// Bytes of the whole file, once they are known.
+    pub bytes: u64,
+    /// Bytes held.
+    pub held_bytes: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// How many preheats stand how; of those that are over, the last thousand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreheatCounts {
+    /// Not begun.
+    pub waiting: u64,
+    /// Under way.
+    pub running: u64,
+    /// In the store.
+    pub done: u64,
+    /// Not in the store.
+    pub failed: u64,
 }
 
 /// How a node is.
@@ -63,6 +138,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// Sums since the start.
     pub totals: Totals,
+    /// What is fetched before anybody reads it.
+    #[serde(default)]
+    pub preheats: PreheatCounts,
     /// Other nodes; none where nothing is shared.
     pub swarm: Option<SwarmReport>,
     /// The transparent way in.

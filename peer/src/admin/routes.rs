@@ -1,33 +1,49 @@
 //! One request on the admin port.
 
-use std::{fmt::Display, net::SocketAddr, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN},
 };
 use serde::Serialize;
+use tokio::time::timeout;
 
-use super::{Context, Control, Removal, profile};
+use super::{Context, Control, PreheatRefusal, PreheatTaken, PreheatWanted, Removal, Task, profile};
 use crate::{metrics, task::TaskId};
 
 type Answer = Response<Full<Bytes>>;
 
 const TASKS: &str = "/v1/tasks/";
+/// For a document to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const PREHEATS: &str = "/v1/preheats";
+/// The longest document that is taken: a signed URL and a few headers.
+const MAX_DOCUMENT: usize = 64 << 10;
 
-/// Answers a request from `peer`; its body, if any, is ignored.
+/// Answers a request from `peer`.
 pub(super) async fn answer(request: Request<Incoming>, peer: SocketAddr, context: &Context) -> Answer {
     let (method, path) = (request.method(), request.uri().path());
+    if let Some(id) = path.strip_prefix(TASKS).and_then(|rest| rest.strip_suffix("/pin")) {
+        return match *method {
+            Method::PUT | Method::DELETE => pin(&request, id, peer, context).await,
+            _ => wrong_method("PUT, DELETE"),
+        };
+    }
+    if path == PREHEATS && method == Method::POST {
+        return preheat(request, peer, context).await;
+    }
     if let Some(id) = path.strip_prefix(TASKS) {
         return match *method {
             Method::DELETE => remove(&request, id, peer, context).await,
             _ => wrong_method("DELETE"),
         };
     }
-    let found = ["/metrics", "/healthz", "/readyz", "/debug/pprof/profile", "/v1/status", "/v1/tasks"].contains(&path);
+    let found = ["/metrics", "/healthz", "/readyz", "/debug/pprof/profile", "/v1/status", "/v1/tasks", PREHEATS]
+        .contains(&path);
     match (found, method) {
         (false, _) => text(StatusCode::NOT_FOUND, "no such page\n"),
         (true, &Method::GET | &Method::HEAD) => read(path, request.uri().query(), context).await,
@@ -43,10 +59,26 @@ async fn read(path: &str, query: Option<&str>, context: &Context) -> Answer {
             let metrics = Arc::clone(&context.metrics);
             blocking(move || typed(StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode())).await
         }
-        "/v1/tasks" => ask(context, |control| json(&control.tasks())).await,
+        "/v1/tasks" => {
+            let label = query.and_then(label);
+            ask(context, move |control| json(&tasks(control, label.as_deref()))).await
+        }
+        PREHEATS => ask(context, |control| json(&control.preheats())).await,
         "/v1/status" => ask(context, |control| json(&control.status())).await,
         _ => profiled(query).await,
     }
+}
+
+/// The value of `label=`, decoded.
+fn label(query: &str) -> Option<String> {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.find(|(name, _)| name == "label").map(|(_, value)| value.into_owned())
+}
+
+fn tasks(control: &dyn Control, label: Option<&str>) -> Vec<Task> {
+    let mut tasks = control.tasks();
+    tasks.retain(|task| label.is_none_or(|label| task.label == label));
+    tasks
 }
 
 async fn profiled(query: Option<&str>) -> Answer {
@@ -75,6 +107,47 @@ async fn remove(request: &Request<Incoming>, id: &str, peer: SocketAddr, context
         Removal::Removed => text(StatusCode::NO_CONTENT, ""),
         Removal::Unknown => text(StatusCode::NOT_FOUND, "no such task\n"),
         Removal::InUse => text(StatusCode::CONFLICT, "the task is in use\n"),
+        Removal::Pinned => text(StatusCode::CONFLICT, "the task is pinned\n"),
+    })
+    .await
+}
+
+async fn pin(request: &Request<Incoming>, id: &str, peer: SocketAddr, context: &Context) -> Answer {
+    if let Err(reason) = may_change(request.headers(), peer) {
+        return text(StatusCode::FORBIDDEN, reason);
+    }
+    let id: TaskId = match id.parse() {
+        Ok(id) => id,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    let pinned = request.method() == Method::PUT;
+    ask(context, move |control| match control.pin(&id, pinned) {
+        Ok(true) => text(StatusCode::NO_CONTENT, ""),
+        Ok(false) => text(StatusCode::NOT_FOUND, "no such task\n"),
+        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    })
+    .await
+}
+
+async fn preheat(request: Request<Incoming>, peer: SocketAddr, context: &Context) -> Answer {
+    if let Err(reason) = may_change(request.headers(), peer) {
+        return text(StatusCode::FORBIDDEN, reason);
+    }
+    let read = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_DOCUMENT).collect()).await;
+    let Ok(Ok(body)) = read else { return text(StatusCode::BAD_REQUEST, "no document of at most 64 KiB\n") };
+    let wanted: PreheatWanted = match serde_json::from_slice(&body.to_bytes()) {
+        Ok(wanted) => wanted,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    ask(context, move |control| match control.preheat(wanted) {
+        Ok(id) => {
+            let mut answer = json(&PreheatTaken { id });
+            *answer.status_mut() = StatusCode::ACCEPTED;
+            answer
+        }
+        Err(PreheatRefusal::Wrong(why)) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Err(PreheatRefusal::NotServed(why)) => text(StatusCode::MISDIRECTED_REQUEST, format!("{why}\n")),
+        Err(PreheatRefusal::Full(why)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     })
     .await
 }

@@ -24,6 +24,9 @@ fn task(digit: char, in_use: bool) -> Task {
         held_pieces: 1,
         verdict: "pending".into(),
         in_use,
+        pinned: false,
+        origin_bytes: 0,
+        peer_bytes: 0,
         created_unix: 1,
         used_unix: 2,
     }
@@ -39,11 +42,30 @@ impl Control for Wax {
         match tasks.iter().position(|task| task.id == id.to_string()) {
             None => Removal::Unknown,
             Some(at) if tasks[at].in_use => Removal::InUse,
+            Some(at) if tasks[at].pinned => Removal::Pinned,
             Some(at) => {
                 tasks.remove(at);
                 Removal::Removed
             }
         }
+    }
+
+    fn pin(&self, id: &TaskId, pinned: bool) -> Result<bool, String> {
+        let mut tasks = self.tasks.lock().unwrap();
+        let found = tasks.iter_mut().find(|task| task.id == id.to_string());
+        Ok(found.map(|task| task.pinned = pinned).is_some())
+    }
+
+    fn preheat(&self, wanted: PreheatWanted) -> Result<u64, PreheatRefusal> {
+        match wanted.url.as_str() {
+            "full" => Err(PreheatRefusal::Full("full".into())),
+            "other" => Err(PreheatRefusal::NotServed("other".into())),
+            _ => Ok(9),
+        }
+    }
+
+    fn preheats(&self) -> Vec<Preheat> {
+        vec![Preheat { id: 9, state: "waiting".into(), ..Preheat::default() }]
     }
 
     fn status(&self) -> Status {
@@ -180,4 +202,35 @@ fn a_profile_is_taken_one_at_a_time_and_within_bounds() {
     }
     assert!(answers.iter().all(|(status, _)| [200, 409].contains(status)));
     assert_eq!(node.text("GET /debug/pprof/profile?seconds=1000").0, 400);
+}
+
+#[test]
+fn files_to_preheat_are_taken_from_this_machine_and_from_no_web_page() {
+    let node = node();
+    let post = |url: &str, extra: &str| {
+        let body = format!("{{\"url\":\"{url}\"}}");
+        let length = body.len();
+        node.ask("POST /v1/preheats", &format!("Content-Length: {length}\r\n{extra}\r\n{body}"))
+    };
+    // The blank line that `ask` adds comes after the body and is read by nobody.
+    let (status, taken) = post("https://cdn.example/x", "");
+    assert_eq!((status, taken.as_slice()), (202, &b"{\"id\":9}"[..]));
+    assert_eq!((post("other", "").0, post("full", "").0), (421, 503));
+    assert_eq!(post("https://cdn.example/x", "Origin: http://evil.example\r\n").0, 403);
+    assert_eq!(node.ask("POST /v1/preheats", "Content-Length: 2\r\n\r\n[]").0, 400);
+    assert!(node.text("GET /v1/preheats").1.contains("\"state\":\"waiting\""));
+    let line = format!("PUT /v1/tasks/{}/pin", "a".repeat(64));
+    assert_eq!(node.ask(&line, "Origin: http://evil.example\r\n").0, 403);
+}
+
+#[test]
+fn a_pinned_task_is_not_removed_before_it_is_unpinned() {
+    let node = node();
+    node.wax.tasks.lock().unwrap().push(task('a', false));
+    let id = "a".repeat(64);
+    assert_eq!(node.ask(&format!("PUT /v1/tasks/{id}/pin"), "").0, 204);
+    assert_eq!(node.ask(&format!("DELETE /v1/tasks/{id}"), "").0, 409);
+    assert_eq!(node.ask(&format!("DELETE /v1/tasks/{id}/pin"), "").0, 204);
+    assert_eq!(node.ask(&format!("DELETE /v1/tasks/{id}"), "").0, 204);
+    assert_eq!(node.ask(&format!("PUT /v1/tasks/{id}/pin"), "").0, 404);
 }

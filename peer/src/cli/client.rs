@@ -46,14 +46,45 @@ pub(super) fn delete(admin: &str, path: &str) -> Result<u16, ClientError> {
     }
 }
 
+/// Sends a document and reads the answer's; `None`: the node has too much to do now.
+pub(super) fn post<T: DeserializeOwned>(
+    admin: &str,
+    path: &str,
+    document: &impl serde::Serialize,
+) -> Result<Option<T>, ClientError> {
+    let stranger = |why: String| ClientError::Stranger { admin: admin.to_owned(), why };
+    let document = serde_json::to_vec(document).map_err(|error| stranger(error.to_string()))?;
+    match exchanged(admin, "POST", path, &document)? {
+        (200 | 202, body) => serde_json::from_slice(&body).map(Some).map_err(|error| stranger(error.to_string())),
+        (503, _) => Ok(None),
+        (404, _) => Err(stranger(format!("it has no {path}"))),
+        (status, body) => Err(refused(status, &body)),
+    }
+}
+
+/// Puts something into force; whether it is there at all.
+pub(super) fn put(admin: &str, path: &str) -> Result<bool, ClientError> {
+    match ask(admin, "PUT", path)? {
+        (204, _) => Ok(true),
+        (404, _) => Ok(false),
+        (status, body) => Err(refused(status, &body)),
+    }
+}
+
 fn refused(status: u16, body: &[u8]) -> ClientError {
     let why = String::from_utf8_lossy(&body[..body.len().min(300)]);
     ClientError::Refused { status, why: super::human::printable(why.trim()) }
 }
 
 fn ask(admin: &str, method: &str, path: &str) -> Result<(u16, Vec<u8>), ClientError> {
+    exchanged(admin, method, path, &[])
+}
+
+fn exchanged(admin: &str, method: &str, path: &str, document: &[u8]) -> Result<(u16, Vec<u8>), ClientError> {
     let mut socket = connect(admin).map_err(|source| ClientError::NoNode { admin: admin.to_owned(), source })?;
-    let bytes = exchange(&mut socket, &format!("{method} {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n"))
+    let length = document.len();
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: {admin}\r\nContent-Length: {length}\r\n\r\n");
+    let bytes = exchange(&mut socket, &[head.as_bytes(), document].concat())
         .map_err(|source| ClientError::Cut { admin: admin.to_owned(), source })?;
     parse(bytes).map_err(|why| ClientError::Stranger { admin: admin.to_owned(), why })
 }
@@ -71,10 +102,10 @@ fn connect(admin: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn exchange(socket: &mut TcpStream, request: &str) -> io::Result<Vec<u8>> {
+fn exchange(socket: &mut TcpStream, request: &[u8]) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + ANSWER;
     socket.set_write_timeout(Some(ANSWER))?;
-    socket.write_all(request.as_bytes())?;
+    socket.write_all(request)?;
     let (mut answer, mut chunk) = (Vec::new(), [0; 16 << 10]);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -9,13 +9,15 @@ mod filter;
 mod hub;
 mod names;
 mod place;
-mod progress;
+pub(super) mod progress;
 mod reference;
 mod report;
 mod settings;
 mod transfer;
 mod web;
 mod work;
+
+pub(super) mod remote;
 
 use std::{path::PathBuf, time::Instant};
 
@@ -50,24 +52,13 @@ pub(super) struct Get {
     /// Everything below the path of an hf:// name; without a path it is the whole repository anyway
     #[arg(short, long)]
     recursive: bool,
-    /// Only files whose path in the repository matches, as *.safetensors; may be repeated
-    #[arg(long, value_name = "GLOB")]
-    include: Vec<String>,
-    /// No files whose path in the repository matches; may be repeated
-    #[arg(long, value_name = "GLOB")]
-    exclude: Vec<String>,
+    #[command(flatten)]
+    patterns: Patterns,
     /// What the file has to be; files in the Hub's LFS are always checked
     #[arg(long, value_name = "sha256:HEX", conflicts_with_all = ["recursive", "include", "exclude"])]
     digest: Option<String>,
-    /// A header for the URL's own host, or for the Hub; may be repeated
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
-    headers: Vec<String>,
-    /// The Hub's token [default: HF_TOKEN, else the file that the Hub's clients keep it in]
-    #[arg(long, value_name = "TOKEN")]
-    token: Option<String>,
-    /// The Hub [default: https://huggingface.co]
-    #[arg(long, value_name = "URL", env = "HF_ENDPOINT")]
-    endpoint: Option<String>,
+    #[command(flatten)]
+    rights: Rights,
     /// Write into the cache of the Hub's clients, where they find it offline [default: HF_HUB_CACHE, else below HF_HOME]
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, conflicts_with = "output")]
     hf_cache: Option<Option<PathBuf>>,
@@ -88,13 +79,34 @@ pub(super) struct Get {
     quiet: bool,
 }
 
+/// As whom the Hub and other servers are asked.
+#[derive(Debug, Args)]
+pub(super) struct Rights {
+    /// A header for the URL's own host, or for the Hub; may be repeated
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The Hub's token [default: HF_TOKEN, else the file that the Hub's clients keep it in]
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// The Hub [default: https://huggingface.co]
+    #[arg(long, value_name = "URL", env = "HF_ENDPOINT")]
+    endpoint: Option<String>,
+}
+
+/// Which files of a repository.
+#[derive(Debug, Args)]
+pub(super) struct Patterns {
+    /// Only files whose path in the repository matches, as *.safetensors; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// No files whose path in the repository matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+}
+
 impl Get {
     pub(super) fn run(&self) -> Result<String, CliError> {
-        let failed = |error| CliError::Get { done: String::new(), error };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| failed(GetError::Runtime(error)))?;
+        let runtime = runtime()?;
         let progress = Progress::new(self.quiet);
         let started = Instant::now();
         let mut report = Report::new(&self.what);
@@ -112,4 +124,9 @@ impl Get {
         };
         outcome.map(|()| done.clone()).map_err(|error| CliError::Get { done, error })
     }
+}
+
+/// Threads for requests, and for what blocks on disks.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, GetError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(GetError::Runtime)
 }

@@ -40,19 +40,20 @@ fn row(task: &Task, now: u64) -> [String; 6] {
         human::printable(&task.id.chars().take(SHORT).collect::<String>()),
         human::size(task.bytes),
         human::percent(task.held_bytes, task.bytes),
-        state(task).to_owned(),
+        state(task),
         human::age(now.saturating_sub(task.used_unix)),
         human::printable(&task.label),
     ]
 }
 
-fn state(task: &Task) -> &'static str {
-    match (task.verdict.as_str(), task.in_use, task.held_bytes == task.bytes) {
+fn state(task: &Task) -> String {
+    let state = match (task.verdict.as_str(), task.in_use, task.held_bytes == task.bytes) {
         ("mismatch", ..) => "mismatch",
         ("unreadable", ..) => "unreadable",
         (_, true, _) => "in use",
         ("verified", ..) => "verified",
         (_, _, true) => "whole",
         _ => "partial",
-    }
+    };
+    if task.pinned { format!("{state}, pinned") } else { state.to_owned() }
 }

@@ -11,9 +11,12 @@ mod get;
 mod human;
 mod logging;
 mod ls;
+mod pin;
+mod preheat;
 mod rm;
 mod status;
 mod token;
+mod top;
 mod up;
 
 use std::{
@@ -52,10 +55,18 @@ enum Command {
     Get(get::Get),
     /// List the tasks that the node keeps, the last used first
     Ls(ls::Ls),
+    /// Have the node fetch files into its store before anybody asks for them
+    Preheat(preheat::Preheat),
+    /// Keep tasks whatever room is needed
+    Pin(pin::Pin),
+    /// Let pinned tasks go again when room is needed
+    Unpin(pin::Pin),
     /// Remove tasks that nobody uses now
     Rm(rm::Rm),
     /// Show how the node is
     Status(status::Status),
+    /// Watch what the node is doing
+    Top(top::Top),
     /// Show the node's certificate authority, and make clients trust it
     Ca(CaCommand),
     /// Print a token with which other nodes join this one, which is its own scheduler
@@ -135,8 +146,12 @@ fn run(command: Command) -> Result<String, CliError> {
         Command::Token(command) => command.run(),
         Command::Get(command) => command.run(),
         Command::Ls(command) => command.run(),
+        Command::Preheat(command) => command.run(),
+        Command::Pin(command) => command.run(true),
+        Command::Unpin(command) => command.run(false),
         Command::Rm(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Ca(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Explain(command) => command.run(),

@@ -17,7 +17,7 @@ pub(super) struct Rm {
     /// Ids of tasks, or their first digits as `ls` shows them (at least 8)
     #[arg(group = "which", value_name = "TASK")]
     tasks: Vec<String>,
-    /// Every task that nobody uses
+    /// Every task that nobody uses and that is not pinned
     #[arg(long, group = "which")]
     all: bool,
     #[command(flatten)]
@@ -45,12 +45,16 @@ impl Rm {
         }
         match in_use {
             0 => Ok(done),
-            n => Err(CliError::Partly { done, message: format!("{n} of {} tasks are in use and stay", ids.len()) }),
+            n => Err(CliError::Partly {
+                done,
+                message: format!("{n} of {} tasks are in use or pinned, and stay", ids.len()),
+            }),
         }
     }
 }
 
-fn find(name: &str, held: &[Task]) -> Result<String, CliError> {
+/// The one task that these digits begin.
+pub(super) fn find(name: &str, held: &[Task]) -> Result<String, CliError> {
     let digits = name.to_ascii_lowercase();
     if digits.len() < SHORTEST || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
         return Err(CliError::Task(format!("`{name}` names no task: give at least {SHORTEST} hexadecimal digits")));

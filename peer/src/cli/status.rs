@@ -66,6 +66,11 @@ fn lines(status: &admin::Status) -> Vec<(&'static str, String)> {
         ),
         ("connections", format!("{} open, {} shards", status.connections, status.shards)),
     ];
+    let preheats = &status.preheats;
+    if *preheats != admin::PreheatCounts::default() {
+        let admin::PreheatCounts { waiting, running, done, failed } = preheats;
+        lines.push(("preheats", format!("{running} under way, {waiting} waiting, {done} done, {failed} failed")));
+    }
     lines.extend(swarm(status.swarm.as_ref()));
     lines.extend(list("decisions", status.interception.decisions.iter()));
     lines.extend(list("kernel", status.kernel.iter()));

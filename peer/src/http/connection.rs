@@ -219,14 +219,14 @@ impl Exchange {
 
     /// How the file is named and given out.
     pub fn naming(&self, treatment: &Treatment) -> Terms {
-        let mut filter = treatment.filter.clone();
+        let mut terms = Terms::of(treatment);
         if !self.wishes.drop_params.is_empty() {
-            let base = filter.unwrap_or_else(|| self.shard.node.rules.filter.clone());
+            let base = terms.filter.unwrap_or_else(|| self.shard.node.rules.filter.clone());
             // Names that are none drop nothing.
-            filter = Some(base.clone().and(&self.wishes.drop_params).unwrap_or(base));
+            terms.filter = Some(base.clone().and(&self.wishes.drop_params).unwrap_or(base));
         }
         let prefetch = self.wishes.prefetch || self.shard.node.config.store.prefetch;
-        Terms { filter, namespace: self.wishes.namespace.clone(), public: treatment.public, prefetch }
+        Terms { namespace: self.wishes.namespace.clone(), prefetch, ..terms }
     }
 
     /// Turns what an answer's headers lead to, where this node takes the Hub's place.

@@ -7,14 +7,17 @@ use std::{
 };
 
 use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
 
 use super::{Node, NodeError};
 use crate::{
-    admin::{Admin, Control, Interception, Removal, Status, StoreStatus, Task},
+    admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
     config::InterceptMode,
+    fetch::Brought,
     intercept::resolver,
     limits,
     store::{TaskInfo, Verdict},
+    swarm::OriginRequest,
     task::TaskId,
 };
 
@@ -119,16 +122,47 @@ fn announce(node: &Node, admin: Option<&Admin>) {
 
 impl Control for Node {
     fn tasks(&self) -> Vec<Task> {
-        self.store.list().into_iter().map(task).collect()
+        let brought = |task: TaskInfo| (self.tasks.brought(&task.id), task);
+        self.store.list().into_iter().map(brought).map(|(brought, info)| task(info, brought)).collect()
     }
 
     fn remove(&self, id: &TaskId) -> Removal {
         match self.store.list().into_iter().find(|task| task.id == *id) {
             None => Removal::Unknown,
             Some(task) if task.in_use => Removal::InUse,
+            Some(task) if task.pinned => Removal::Pinned,
             Some(_) if self.store.remove(id) => Removal::Removed,
             Some(_) => Removal::Unknown,
         }
+    }
+
+    fn pin(&self, id: &TaskId, pinned: bool) -> Result<bool, String> {
+        // On a thread that may block, of a runtime that goes on.
+        let pinned = tokio::runtime::Handle::current().block_on(self.store.pin(id, pinned));
+        pinned.map_err(|error| error.to_string())
+    }
+
+    fn preheat(&self, wanted: PreheatWanted) -> Result<u64, PreheatRefusal> {
+        if self.is_draining() {
+            return Err(PreheatRefusal::Full("the node is draining".to_owned()));
+        }
+        let mut url = Url::parse(&wanted.url).map_err(|error| PreheatRefusal::Wrong(error.to_string()))?;
+        // As on the proxy port: the served hosts offer nothing else.
+        let upgraded = url.scheme() == "https" || url.scheme() == "http" && url.set_scheme("https").is_ok();
+        let host = url.host_str().filter(|_| upgraded).unwrap_or_default().to_owned();
+        if !self.tls.suffixes().covers(&host) {
+            let why = format!("{host} is not one of the hosts in intercept.hosts, which this node serves");
+            return Err(PreheatRefusal::NotServed(why));
+        }
+        let headers = wanted.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into_bytes()));
+        let label = crate::task::id::label(&url);
+        let request = OriginRequest::new(url, headers.collect());
+        let full = || PreheatRefusal::Full(format!("{} preheats wait already", limits::PREHEATS));
+        self.preheats.offer(label, request, wanted.pin).ok_or_else(full)
+    }
+
+    fn preheats(&self) -> Vec<Preheat> {
+        self.preheats.list()
     }
 
     fn status(&self) -> Status {
@@ -148,6 +182,7 @@ impl Control for Node {
                 quota: usage.quota,
             },
             totals: self.metrics.totals(),
+            preheats: self.preheats.counts(),
             swarm: self.cluster.as_ref().map(|cluster| cluster.report()),
             interception: self.interception(),
             kernel: self.kernel(),
@@ -202,7 +237,7 @@ impl Node {
     }
 }
 
-fn task(info: TaskInfo) -> Task {
+fn task(info: TaskInfo, brought: Brought) -> Task {
     let layout = crate::task::Layout::for_len(info.len);
     let pieces = layout.map_or(0, crate::task::Layout::pieces);
     let piece_len = layout.map_or(1, |layout| u64::from(layout.piece_len()));
@@ -222,6 +257,9 @@ fn task(info: TaskInfo) -> Task {
         held_pieces: u32::try_from(info.held.div_ceil(piece_len)).unwrap_or(pieces),
         verdict: verdict.to_owned(),
         in_use: info.in_use,
+        pinned: info.pinned,
+        origin_bytes: brought.origin,
+        peer_bytes: brought.peers,
         created_unix: info.created_unix,
         used_unix: info.last_used_ms / 1000,
     }

@@ -1,4 +1,4 @@
-//! Which tasks go when room is needed [pure]: least recently used first, whole tasks, never one in use.
+//! Which tasks go when room is needed [pure]: least recently used first, whole tasks, never one in use or pinned.
 
 /// A task as eviction sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,13 +11,22 @@ pub struct Candidate<K> {
     pub last_used: u64,
     /// Whether somebody reads or downloads it now.
     pub in_use: bool,
+    /// Whether it is to stay whatever happens.
+    pub pinned: bool,
+}
+
+impl<K> Candidate<K> {
+    /// Whether it may be removed.
+    pub fn may_go(&self) -> bool {
+        !self.in_use && !self.pinned
+    }
 }
 
 /// The tasks to remove so that at least `need` bytes come free, oldest use first. Empty when `need` is 0.
 ///
 /// `None` if all that may go would not suffice: then nothing should be removed.
 pub fn victims<K: Copy>(candidates: &[Candidate<K>], need: u64) -> Option<Vec<K>> {
-    let mut idle: Vec<_> = candidates.iter().filter(|candidate| !candidate.in_use).collect();
+    let mut idle: Vec<_> = candidates.iter().filter(|candidate| candidate.may_go()).collect();
     idle.sort_by_key(|candidate| candidate.last_used);
     let mut freed = 0;
     let mut chosen = Vec::new();
@@ -36,7 +45,7 @@ mod tests {
     use super::*;
 
     fn candidate(key: u32, bytes: u64, last_used: u64, in_use: bool) -> Candidate<u32> {
-        Candidate { key, bytes, last_used, in_use }
+        Candidate { key, bytes, last_used, in_use, pinned: false }
     }
 
     #[test]
@@ -52,6 +61,13 @@ mod tests {
         let all = [candidate(1, 10, 1, true), candidate(2, 10, 2, false)];
         assert_eq!(victims(&all, 11), None);
         assert_eq!(victims(&all, 5), Some(vec![2]));
+    }
+
+    #[test]
+    fn a_pinned_task_stays_however_old_it_is() {
+        let pinned = Candidate { pinned: true, ..candidate(1, 10, 1, false) };
+        assert_eq!(victims(&[pinned, candidate(2, 10, 9, false)], 5), Some(vec![2]));
+        assert_eq!(victims(&[pinned], 5), None);
     }
 
     proptest::proptest! {

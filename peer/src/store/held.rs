@@ -67,6 +67,8 @@ pub(super) struct State {
     /// `last_used` or `held_bytes` are newer than the index has them.
     pub(super) use_changed: AtomicBool,
     pub(super) removed: AtomicBool,
+    /// Never evicted.
+    pub(super) pinned: AtomicBool,
     /// Commits under way.
     pub(super) committing: AtomicU32,
     /// The digest thread has the task open.
@@ -87,6 +89,7 @@ impl State {
             last_used: AtomicU64::new(0),
             use_changed: AtomicBool::new(true),
             removed: AtomicBool::new(false),
+            pinned: AtomicBool::new(false),
             committing: AtomicU32::new(0),
             digesting: AtomicU32::new(0),
             users: AtomicU32::new(0),

@@ -18,6 +18,8 @@ use crate::task::{Layout, Proof, TaskId, id::parse_hex32, xorb::Claim};
 const TASKS: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("tasks");
 const USED: TableDefinition<[u8; 32], (u64, u64)> = TableDefinition::new("used");
 const TRUSTED: TableDefinition<[u8; 32], u64> = TableDefinition::new("trusted");
+/// Pinned tasks by their generation; what is older than this table does not miss it.
+const PINNED: TableDefinition<[u8; 32], u64> = TableDefinition::new("pinned");
 const STATE: TableDefinition<&str, u64> = TableDefinition::new("state");
 const EPOCH: &str = "epoch";
 
@@ -60,6 +62,7 @@ pub(super) struct Loaded {
     pub(super) held_bytes: u64,
     /// The task's files were synced when the last epoch ended.
     pub(super) trusted: bool,
+    pub(super) pinned: bool,
 }
 
 /// A change of the index, in the order of arrival.
@@ -68,6 +71,8 @@ pub(super) enum Op {
     Put(Box<Record>, Arc<State>),
     /// The verdict of a task, if it is still of this generation.
     Verified { id: TaskId, generation: u64, verified: bool },
+    /// Whether a task is never evicted; tells whether that is durable.
+    Pinned { id: TaskId, generation: u64, pinned: bool, done: oneshot::Sender<bool> },
     /// Forgets a task, if it is still of this generation; tells when its blocks are free.
     Remove { id: TaskId, generation: u64, freed: Option<oneshot::Sender<()>> },
     /// Last use and bytes held.
@@ -156,6 +161,7 @@ fn load(transaction: &WriteTransaction, last_epoch: u64) -> Result<Vec<Loaded>, 
     let mut tasks = transaction.open_table(TASKS)?;
     let used = transaction.open_table(USED)?;
     let trusted = transaction.open_table(TRUSTED)?;
+    let pinned = transaction.open_table(PINNED)?;
     tasks.retain(|key, value| {
         let known = decode(TaskId(key), value).is_some();
         if !known {
@@ -170,7 +176,8 @@ fn load(transaction: &WriteTransaction, last_epoch: u64) -> Result<Vec<Loaded>, 
         let Some(record) = decode(id, value.value()) else { continue };
         let (last_used, held_bytes) = used.get(id.0)?.map_or((0, 0), |used| used.value());
         let trusted = trusted.get(id.0)?.is_some_and(|epoch| epoch.value() == last_epoch);
-        loaded.push(Loaded { record, last_used, held_bytes, trusted });
+        let pinned = pinned.get(id.0)?.is_some_and(|generation| generation.value() == record.generation);
+        loaded.push(Loaded { record, last_used, held_bytes, trusted, pinned });
     }
     Ok(loaded)
 }
@@ -187,6 +194,14 @@ fn apply_one(transaction: &WriteTransaction, op: &Op, epoch: u64) -> Result<(), 
                 Some(record) => put(&mut tasks, &Record { verified: *verified, ..record }),
                 None => Ok(()),
             }
+        }
+        Op::Pinned { id, generation, pinned: true, .. } => {
+            transaction.open_table(PINNED)?.insert(id.0, generation)?;
+            Ok(())
+        }
+        Op::Pinned { id, .. } => {
+            transaction.open_table(PINNED)?.remove(id.0)?;
+            Ok(())
         }
         Op::Remove { id, generation, .. } => remove(transaction, *id, *generation),
         Op::Used(rows) => {
@@ -223,6 +238,7 @@ fn remove(transaction: &WriteTransaction, id: TaskId, generation: u64) -> Result
         tasks.remove(id.0)?;
         transaction.open_table(USED)?.remove(id.0)?;
         transaction.open_table(TRUSTED)?.remove(id.0)?;
+        transaction.open_table(PINNED)?.remove(id.0)?;
     }
     Ok(())
 }
@@ -367,6 +383,19 @@ mod tests {
         open(&dir).0.apply(&[put(1, 5), Op::Trust(vec![TaskId([1; 32])])]).unwrap();
         assert!(open(&dir).1[0].trusted);
         assert!(!open(&dir).1[0].trusted);
+    }
+
+    #[test]
+    fn a_pin_is_of_one_generation_and_goes_with_its_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = TaskId([1; 32]);
+        let pin = |generation, pinned| Op::Pinned { id, generation, pinned, done: oneshot::channel().0 };
+        open(&dir).0.apply(&[put(1, 5), pin(5, true)]).unwrap();
+        assert!(open(&dir).1[0].pinned);
+        open(&dir).0.apply(&[put(1, 6)]).unwrap();
+        assert!(!open(&dir).1[0].pinned);
+        open(&dir).0.apply(&[pin(6, true), pin(6, false)]).unwrap();
+        assert!(!open(&dir).1[0].pinned);
     }
 
     #[test]

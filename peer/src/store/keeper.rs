@@ -81,6 +81,7 @@ impl Keeper {
         for op in batch {
             match op {
                 Op::Put(_, state) => state.set_recorded(durable),
+                Op::Pinned { done, .. } => drop(done.send(durable)),
                 Op::Remove { freed: Some(freed), .. } => drop(freed.send(())),
                 Op::Stop => last = true,
                 _ => {}

@@ -92,6 +92,8 @@ pub struct TaskInfo {
     pub verdict: Verdict,
     /// Whether somebody reads or downloads it now.
     pub in_use: bool,
+    /// Whether it is never evicted.
+    pub pinned: bool,
     /// When it was first asked for, in Unix seconds.
     pub created_unix: u64,
     /// When it was last used, in Unix milliseconds.
@@ -175,6 +177,21 @@ impl Store {
         let gone = self.shelf.remove(id, None);
         self.forget(&gone.map_or_else(Vec::new, |gone| vec![gone]));
         gone.is_some()
+    }
+
+    /// Keeps a task from eviction whatever room is needed, or no longer, over restarts too. Whether there is such a task;
+    /// [`StoreError::Unrecorded`] when the index cannot remember it, or has too much to do.
+    pub async fn pin(&self, id: &TaskId, pinned: bool) -> Result<bool, StoreError> {
+        let Some((_, state, _)) = self.shelf.peek(id) else { return Ok(false) };
+        let (done, is_done) = oneshot::channel();
+        let op = Op::Pinned { id: *id, generation: state.generation, pinned, done };
+        self.links.ops.try_send(op).map_err(|_| StoreError::Unrecorded)?;
+        let durable = tokio::time::timeout(INDEX_DEADLINE, is_done).await;
+        if !matches!(durable, Ok(Ok(true))) {
+            return Err(StoreError::Unrecorded);
+        }
+        state.pinned.store(pinned, Ordering::Relaxed);
+        Ok(true)
     }
 
     /// All tasks, last used first.

@@ -98,8 +98,9 @@ fn has_files(paths: &Paths, loaded: &Loaded) -> bool {
 }
 
 fn entry(loaded: Loaded) -> Entry {
-    let Loaded { record, last_used, held_bytes, trusted } = loaded;
+    let Loaded { record, last_used, held_bytes, trusted, pinned } = loaded;
     let state = State::loaded(record.generation, trusted, record.verified, last_used, held_bytes);
+    state.pinned.store(pinned, std::sync::atomic::Ordering::Relaxed);
     Entry { meta: record.meta, state: Arc::new(state), held: Weak::new() }
 }
 

@@ -161,7 +161,7 @@ impl Shelf {
     pub(super) fn trim(&self, bytes: u64) -> Vec<Gone> {
         let mut inner = self.lock();
         let candidates = inner.candidates();
-        let idle = candidates.iter().filter(|candidate| !candidate.in_use).map(|candidate| candidate.bytes).sum();
+        let idle = candidates.iter().filter(|candidate| candidate.may_go()).map(|candidate| candidate.bytes).sum();
         let victims = evict::victims(&candidates, bytes.min(idle)).unwrap_or_default();
         self.drop_victims(&mut inner, &victims)
     }
@@ -305,6 +305,7 @@ impl Inner {
             bytes: layout::cost(entry.meta.layout),
             last_used: entry.state.last_used.load(Ordering::Relaxed),
             in_use: self.in_use(entry),
+            pinned: entry.state.pinned.load(Ordering::Relaxed),
         };
         self.entries.iter().map(candidate).collect()
     }
@@ -345,6 +346,7 @@ impl Entry {
             held: self.state.held_bytes.load(Ordering::Relaxed),
             verdict: self.held.upgrade().map_or(closed, |held| held.verdict()),
             in_use,
+            pinned: self.state.pinned.load(Ordering::Relaxed),
             created_unix: self.meta.created_unix,
             last_used_ms: self.state.last_used.load(Ordering::Relaxed),
         }

@@ -66,8 +66,18 @@ impl Errand {
         self.with(arguments, &[])
     }
 
+    /// Another command, for the stage's node.
+    pub(crate) fn of(&self, name: &str, arguments: &[&str], stage: &Stage) -> Done {
+        let mut command = self.command(name, arguments);
+        Self::done(command.env("PONDHAWK_ADMIN", stage.node.admin.to_string()))
+    }
+
     pub(crate) fn with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Done {
-        let output = self.command(arguments).envs(variables.iter().copied()).output().unwrap();
+        Self::done(self.command("get", arguments).envs(variables.iter().copied()))
+    }
+
+    fn done(command: &mut Command) -> Done {
+        let output = command.output().unwrap();
         Done {
             code: output.status.code().unwrap(),
             out: String::from_utf8(output.stdout).unwrap(),
@@ -77,7 +87,7 @@ impl Errand {
 
     /// Kills the command when an unfinished file has this many bytes; false if it ended before.
     pub(crate) fn killed_after(&self, arguments: &[&str], bytes: u64) -> bool {
-        let mut child = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = self.command("get", arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let begun = || self.parts().into_iter().any(|len| len >= bytes);
         let ended = |child: &mut Child| child.try_wait().unwrap().is_some();
         let deadline = std::time::Duration::from_secs(30);
@@ -99,9 +109,9 @@ impl Errand {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = clean_command(env!("CARGO_BIN_EXE_pondhawk"));
-        command.arg("get").args(arguments).current_dir(self.dir.path());
+        command.arg(name).args(arguments).current_dir(self.dir.path());
         command.env("HF_ENDPOINT", &self.endpoint).env("PONDHAWK_NODE", &self.node);
         command.env("SSL_CERT_FILE", self.path("hub.pem")).env("HOME", self.dir.path());
         command

@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "peer/src/cli/get/filter.rs",
     "peer/src/cli/get/names.rs",
     "peer/src/cli/get/reference.rs",
+    "peer/src/cli/top/frame.rs",
     "peer/src/task/",
     "peer/src/config/import.rs",
     "peer/src/http/head.rs",

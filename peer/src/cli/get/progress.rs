@@ -87,6 +87,11 @@ impl Bar {
         self.total.inc(bytes);
     }
 
+    /// So many bytes are there, of this one alone.
+    pub(crate) fn at(&self, bytes: u64) {
+        self.own.set_position(bytes);
+    }
+
     /// Bytes that were there before, and count for no rate.
     pub(crate) fn had(&self, bytes: u64) {
         self.add(bytes);

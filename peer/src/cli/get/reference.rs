@@ -148,7 +148,10 @@ fn revision(text: &str) -> (String, &str) {
 
 fn is_name(word: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=NAME_LEN).contains(&word.len()) && word.chars().all(legal) && !word.starts_with(['.', '-'])
+    (1..=NAME_LEN).contains(&word.len())
+        && word.chars().all(legal)
+        && !word.starts_with(['.', '-'])
+        && !word.contains("..")
 }
 
 #[cfg(test)]

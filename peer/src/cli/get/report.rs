@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
-use super::{error::GetError, transfer::Got};
+use super::{
+    error::GetError,
+    transfer::{From, Got},
+};
 use crate::cli::human;
 
 /// The command's outcome.
@@ -76,7 +79,18 @@ impl Report {
             n if n == self.files.len() => return format!("{files}{}: was there already", human::size(self.bytes)),
             n => format!(", {n} were there"),
         };
+        let from: Vec<_> = self.files.iter().filter_map(|file| file.got.from).collect();
+        let sum = |part: fn(&From) -> u64| human::size(from.iter().map(part).sum());
+        let from = match from.is_empty() {
+            true => String::new(),
+            false => format!(
+                " ({} from the store, {} from peers, {} from the origin)",
+                sum(|from| from.store),
+                sum(|from| from.peers),
+                sum(|from| from.origin)
+            ),
+        };
         let rate = human::size((self.received as f64 / self.seconds.max(0.001)) as u64);
-        format!("{files}{} in {:.1} s, {rate}/s{kept}", human::size(self.bytes), self.seconds)
+        format!("{files}{} in {:.1} s, {rate}/s{from}{kept}", human::size(self.bytes), self.seconds)
     }
 }

@@ -1,30 +1,28 @@
 //! What the arguments, the environment and the files of the Hub's clients say.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use url::Url;
 
-use super::{Get, cache, error::GetError, web::Lines};
+use super::{
+    Get, Patterns, Rights, cache,
+    error::GetError,
+    filter::Filter,
+    web::{Lines, Way},
+};
 use crate::{cli::Settings, task::id::parse_hex32};
 
 const ENDPOINT: &str = "https://huggingface.co";
 const NODE: &str = "127.0.0.1:65001";
+const ADMIN_PORT: u16 = 65002;
 /// Tokens have some 40 characters.
 const MAX_TOKEN: usize = 4096;
 
-impl Get {
+impl Rights {
     pub(super) fn endpoint(&self) -> Result<Url, GetError> {
         let text = self.endpoint.as_deref().filter(|text| !text.is_empty()).unwrap_or(ENDPOINT);
         let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "https" | "http") && url.has_host());
         url.ok_or_else(|| GetError::Usage(format!("--endpoint {text}: no http or https URL")))
-    }
-
-    /// The proxy port; none with `--direct`.
-    pub(super) fn node(&self) -> Option<String> {
-        if self.direct {
-            return None;
-        }
-        Some(self.node.clone().unwrap_or_else(configured))
     }
 
     /// As the Hub's clients find it: argument, HF_TOKEN, the file.
@@ -43,6 +41,30 @@ impl Get {
 
     pub(super) fn lines(&self) -> Result<Lines, GetError> {
         self.headers.iter().map(|line| header(line)).collect()
+    }
+}
+
+impl Patterns {
+    pub(super) fn filter(&self) -> Result<Filter, GetError> {
+        Ok(Filter::new(&self.include, &self.exclude)?)
+    }
+
+    pub(super) fn are_given(&self) -> bool {
+        !self.include.is_empty() || !self.exclude.is_empty()
+    }
+}
+
+impl Get {
+    /// The node's ports; none with `--direct`.
+    pub(super) fn way(&self) -> Way {
+        if self.direct {
+            return Way::default();
+        }
+        let (node, admin) = match &self.node {
+            Some(node) => (node.clone(), on_the_host_of(node)),
+            None => configured(),
+        };
+        Way { node: Some(node), admin: variable("PONDHAWK_ADMIN").or(admin) }
     }
 
     pub(super) fn wanted_digest(&self) -> Result<Option<[u8; 32]>, GetError> {
@@ -66,17 +88,22 @@ fn header(line: &str) -> Result<(String, Vec<u8>), GetError> {
     if good { Ok((name.to_owned(), value.as_bytes().to_vec())) } else { Err(wrong()) }
 }
 
-/// The proxy port of the configuration that `pondhawk up` reads here; whoever may not read it has the default.
-fn configured() -> String {
+/// The ports of the configuration that `pondhawk up` reads here; whoever may not read it has the defaults.
+fn configured() -> (String, Option<String>) {
     let settings = Settings { config: variable("PONDHAWK_CONFIG").map(PathBuf::from), set: Vec::new() };
-    let address = settings.load().ok().and_then(|loaded| loaded.config.listen.proxy.0);
-    address.map_or_else(
-        || NODE.to_owned(),
-        |address| match address.ip().is_unspecified() {
-            true => format!("127.0.0.1:{}", address.port()),
-            false => address.to_string(),
-        },
-    )
+    let reached = |address: SocketAddr| match address.ip().is_unspecified() {
+        true => format!("127.0.0.1:{}", address.port()),
+        false => address.to_string(),
+    };
+    match settings.load().map(|loaded| loaded.config.listen) {
+        Ok(listen) => (listen.proxy.0.map_or_else(|| NODE.to_owned(), reached), listen.admin.0.map(reached)),
+        Err(_) => (NODE.to_owned(), on_the_host_of(NODE)),
+    }
+}
+
+/// Where the admin port of a node is usually.
+fn on_the_host_of(node: &str) -> Option<String> {
+    node.rsplit_once(':').map(|(host, _)| format!("{host}:{ADMIN_PORT}"))
 }
 
 fn token_file() -> Option<String> {

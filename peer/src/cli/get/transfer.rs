@@ -48,6 +48,17 @@ pub(crate) struct Got {
     pub(crate) received: u64,
     /// Bytes that an earlier run had left.
     pub(crate) resumed: u64,
+    /// Where the node had the received bytes from, where it tells: the origin, other nodes, its store. A file that
+    /// several ask for at once is counted for each of them.
+    pub(crate) from: Option<From>,
+}
+
+/// What the bytes by way of a node cost it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct From {
+    pub(crate) origin: u64,
+    pub(crate) peers: u64,
+    pub(crate) store: u64,
 }
 
 /// What one request came to.
@@ -78,8 +89,14 @@ impl Transfer<'_> {
     pub(crate) async fn run(mut self, mut part: Part) -> Result<(Part, Got), GetError> {
         let mut got = Got { resumed: part.len(), ..Got::default() };
         self.bar.had(part.len());
+        let before = self.web.brought(self.url());
         loop {
             self.fill(&mut part, &mut got).await?;
+            let after = before.and_then(|_| self.web.brought(self.url()));
+            got.from = before
+                .zip(after)
+                .filter(|_| got.via == Some(Via::Node))
+                .map(|(before, after)| From::between(before, after, got.received));
             match (self.verdict(&part), got.resumed) {
                 (Ok(()), _) => return Ok((part, got)),
                 (Err(error), 0) => {
@@ -257,6 +274,13 @@ impl Transfer<'_> {
         part.restart()
     }
 
+    fn url(&self) -> &Url {
+        match &self.source {
+            Source::Hub { at, .. } => &at.url,
+            Source::Url { url, .. } => url,
+        }
+    }
+
     fn what(&self) -> String {
         match &self.source {
             Source::Hub { reference, path, .. } => format!("{}/{path}", reference.page()),
@@ -269,6 +293,15 @@ impl Transfer<'_> {
         let etag = reply.header(header::ETAG).filter(|etag| !etag.starts_with("W/"))?;
         let Source::Url { url, .. } = &self.source else { return None };
         Some(tag(&format!("{} {etag}", id::label(url))))
+    }
+}
+
+impl From {
+    /// Of `received` bytes, what is not new to the node was in its store.
+    fn between(before: (u64, u64), after: (u64, u64), received: u64) -> Self {
+        let origin = after.0.saturating_sub(before.0).min(received);
+        let peers = after.1.saturating_sub(before.1).min(received - origin);
+        Self { origin, peers, store: received - origin - peers }
     }
 }
 

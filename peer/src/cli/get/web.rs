@@ -18,14 +18,20 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, task::block_in_place, time::timeout};
 use url::{Position, Url};
 
 use super::{
     error::{GetError, label},
+    names,
     progress::Progress,
 };
-use crate::swarm::{Origin, OriginBody, OriginOptions, OriginRequest};
+use crate::{
+    admin::Task,
+    cli::client,
+    swarm::{Origin, OriginBody, OriginOptions, OriginRequest},
+    task::id,
+};
 
 /// For name and connection to the node.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -64,11 +70,21 @@ enum Body {
     Node(Incoming, String),
 }
 
+/// The node that is to be asked for bytes; none at all by default.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Way {
+    /// `host:port` of its proxy port.
+    pub(crate) node: Option<String>,
+    /// `host:port` of its admin port.
+    pub(crate) admin: Option<String>,
+}
+
 /// Where requests go.
 pub(crate) struct Web {
     origin: Origin,
-    /// `host:port` of the proxy port; none with `--direct`.
-    node: Option<String>,
+    way: Way,
+    /// The admin port does not answer.
+    silent: AtomicBool,
     /// The Hub's host and port, which are never asked by way of the node.
     hub: (Option<String>, Option<u16>),
     down: AtomicBool,
@@ -79,7 +95,7 @@ pub(crate) struct Web {
 
 impl Web {
     /// Reads the trusted certificates: the system's, and those that SSL_CERT_FILE names.
-    pub(crate) fn new(node: Option<String>, endpoint: &Url, progress: Progress) -> Result<Self, GetError> {
+    pub(crate) fn new(way: Way, endpoint: &Url, progress: Progress) -> Result<Self, GetError> {
         let extra = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty());
         let origin = Origin::new(OriginOptions {
             // Not caught by the interception of this machine, where the right to set it is there.
@@ -91,7 +107,8 @@ impl Web {
             ..OriginOptions::default()
         })?;
         let hub = (endpoint.host_str().map(str::to_owned), endpoint.port_or_known_default());
-        Ok(Self { origin, node, hub, down: AtomicBool::new(false), unserved: Mutex::default(), progress })
+        let (silent, down) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { origin, way, silent, hub, down, unserved: Mutex::default(), progress })
     }
 
     /// Whether the URL is the Hub's own.
@@ -133,8 +150,29 @@ impl Web {
         if whole { Ok((body, headers)) } else { Err(too_long()) }
     }
 
+    /// Bytes of this URL's file that the node has from origins and from other nodes, since its start; none if it does not
+    /// tell.
+    pub(crate) fn brought(&self, url: &Url) -> Option<(u64, u64)> {
+        let admin = self.way.admin.as_deref().filter(|_| !self.silent.load(Ordering::Relaxed))?;
+        self.node_for(url, false)?;
+        let path = format!("/v1/tasks?label={}", names::encode_all(&id::label(url)));
+        let told: Result<Vec<Task>, _> = block_in_place(|| client::get(admin, &path));
+        match told {
+            Ok(tasks) => Some(
+                tasks
+                    .iter()
+                    .fold((0, 0), |(origin, peers), task| (origin + task.origin_bytes, peers + task.peer_bytes)),
+            ),
+            // It is only for the report.
+            Err(_) => {
+                self.silent.store(true, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
     fn node_for(&self, url: &Url, secret: bool) -> Option<&str> {
-        let node = self.node.as_deref().filter(|_| url.scheme() == "https" && !self.is_hub(url))?;
+        let node = self.way.node.as_deref().filter(|_| url.scheme() == "https" && !self.is_hub(url))?;
         let unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
         let down = self.down.load(Ordering::Relaxed);
         let served = !down && !unserved.contains(url.host_str().unwrap_or_default());

@@ -8,7 +8,6 @@ use url::Url;
 use super::{
     Get, cache,
     error::GetError,
-    filter::Filter,
     hub::{Entry, Hub, Located},
     names,
     place::{Folder, Naming, Part, Spot},
@@ -49,16 +48,16 @@ struct Job {
 
 /// Downloads what the arguments mean; the report has what came even if not all did.
 pub(super) async fn run(get: &Get, progress: Progress, report: &mut Report) -> Result<(), GetError> {
-    let endpoint = get.endpoint()?;
-    let lines = get.lines()?;
-    let web = Web::new(get.node(), &endpoint, progress.clone())?;
+    let endpoint = get.rights.endpoint()?;
+    let lines = get.rights.lines()?;
+    let web = Web::new(get.way(), &endpoint, progress.clone())?;
     let digest = get.wanted_digest()?;
     let reference = match Reference::is_meant(&get.what) {
         true => Some(Reference::parse(&get.what)?),
         false => Reference::of_url(&plain(&get.what)?, &endpoint),
     };
     let Some(reference) = reference else {
-        if get.recursive || get.hf_cache.is_some() || !get.include.is_empty() || !get.exclude.is_empty() {
+        if get.recursive || get.hf_cache.is_some() || get.patterns.are_given() {
             let why = "--recursive, --include, --exclude and --hf-cache are for names of the Hub (hf://...)";
             return Err(GetError::Usage(why.to_owned()));
         }
@@ -67,7 +66,7 @@ pub(super) async fn run(get: &Get, progress: Progress, report: &mut Report) -> R
         report.files.push(file);
         return Ok(());
     };
-    let hub = Hub::new(endpoint, get.token()?.as_deref(), lines);
+    let hub = Hub::new(endpoint, get.rights.token()?.as_deref(), lines);
     if reference.path.is_empty() || get.recursive {
         many(get, web, hub, progress, reference, report).await
     } else {
@@ -75,7 +74,7 @@ pub(super) async fn run(get: &Get, progress: Progress, report: &mut Report) -> R
     }
 }
 
-fn plain(text: &str) -> Result<Url, GetError> {
+pub(super) fn plain(text: &str) -> Result<Url, GetError> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     url.ok_or_else(|| GetError::Usage(format!("{text}: neither a URL nor an hf:// name")))
 }
@@ -91,7 +90,7 @@ async fn url(get: &Get, web: &Web, progress: &Progress, digest: Option<[u8; 32]>
     let naming = Naming::Beside(digest.map_or_else(begun, |digest| Some(tag(&hex(&digest)))));
     let part = block_in_place(|| Part::open(spot, naming, digest.is_some()))?;
     let hub = Hub::new(url.clone(), None, Vec::new());
-    let source = Source::Url { url, lines: get.lines()? };
+    let source = Source::Url { url, lines: get.rights.lines()? };
     let promise = Promise { size: None, sha256: digest };
     let transfer = Transfer { web, hub: &hub, source, promise, tagged: digest.is_none(), bar: &bar };
     let (part, got) = transfer.run(part).await?;
@@ -138,7 +137,7 @@ async fn many(
     reference: Reference,
     report: &mut Report,
 ) -> Result<(), GetError> {
-    let filter = Filter::new(&get.include, &get.exclude)?;
+    let filter = get.patterns.filter()?;
     if get.digest.is_some() {
         return Err(GetError::Usage("--digest is for one file".to_owned()));
     }

@@ -55,6 +55,28 @@ fn a_task_that_fits_only_if_one_in_use_went_finds_no_room_and_costs_nobody_anyth
 }
 
 #[test]
+fn a_pinned_task_is_kept_over_restarts_until_it_is_unpinned() {
+    on_ring(async {
+        let cost = layout::cost(sample(1).layout());
+        let site = Site::with_quota(2 * cost);
+        let store = site.open();
+        store.create(sample(1).meta()).await.unwrap();
+        assert!(store.pin(&TaskId([1; 32]), true).await.unwrap());
+        assert!(!store.pin(&TaskId([9; 32]), true).await.unwrap());
+        store.create(sample(2).meta()).await.unwrap();
+        store.close();
+        drop(store);
+        let store = site.open();
+        store.create(sample(3).meta()).await.unwrap();
+        assert_eq!(ids(&store), [1, 3]);
+        assert!(store.create(Sample { number: 4, len: 2 * MIB }.meta()).await.unwrap_err().is_no_space());
+        store.pin(&TaskId([1; 32]), false).await.unwrap();
+        store.create(Sample { number: 4, len: 2 * MIB - 4096 }.meta()).await.unwrap();
+        assert_eq!(ids(&store), [4]);
+    });
+}
+
+#[test]
 fn the_order_of_use_survives_a_restart() {
     on_ring(async {
         let cost = layout::cost(sample(1).layout());
