@@ -5,11 +5,15 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
+use std::{path::Path, sync::atomic::AtomicBool};
+
 use pondhawk_bench::{
-    clients::Client,
+    clients::{Client, Place, Wanted},
     hub::{Fault, FaultKind, Stats},
+    lab::cluster::{Cluster, Link, Node, NodePlan, Plan},
+    stage::run_client,
 };
-use support::{Site, Through, can_run};
+use support::{Site, Through, can_run, target_dir};
 
 const MIB: u64 = 1 << 20;
 /// Three xorbs, the first two of 16 MiB; each fetched whole.
@@ -98,4 +102,69 @@ fn hf_xet_by_itself_takes_a_corrupted_xorb() {
     let recipe = site.stage.recipe(Client::HfXet, &site.wanted).unwrap();
     let download = site.stage.download(Client::HfXet, &recipe, &site.stage.lab().node().netns).unwrap();
     assert_ne!(download.sha256, site.wanted.sha256);
+}
+
+/// Two nodes that catch hf_xet's connections, and a scheduler.
+fn cluster(shape: &str) -> Cluster {
+    let (offer, target) = (format!("owner/model/model.bin:{SIZE}:7"), target_dir());
+    let link = Link { rate: Some(1_000_000_000), mtu: None };
+    let plan = Plan {
+        nodes: 2,
+        pondhawk: env!("CARGO_BIN_EXE_pondhawk").into(),
+        folder: Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned(),
+        files: &[&offer],
+        hub: &["--xet", shape],
+        hub_link: Link::default(),
+        node_link: link,
+        scheduler: Some(&[]),
+        node: NodePlan { intercept: true, more: "store:\n  keep_free: 64MiB\n".to_owned(), ..NodePlan::default() },
+    };
+    assert!(target.exists());
+    Cluster::start(&plan).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// One hf_xet on this node, which must get the right bytes.
+fn download(cluster: &Cluster, node: &Node) {
+    let sha256 = cluster.sha256("owner/model/model.bin").unwrap();
+    let wanted = Wanted { repo: "owner/model".to_owned(), file: "model.bin".to_owned(), sha256, size: SIZE };
+    let dir = tempfile::Builder::new().prefix("client-").tempdir_in(cluster.folder()).unwrap();
+    let place = Place { target: target_dir(), dir: dir.path().to_owned(), bundle: cluster.trusted(node).unwrap() };
+    let recipe = Client::HfXet.recipe(&wanted, &place);
+    let caught = node.clients().unwrap();
+    let download = run_client(Client::HfXet, &recipe, node.host().netns(), caught, &AtomicBool::new(false));
+    let download = download.unwrap_or_else(|error| panic!("{error}\n{}", node.log()));
+    assert_eq!(download.sha256, wanted.sha256, "{}", download.output);
+}
+
+#[test]
+fn a_second_node_sends_the_origin_for_no_byte_of_a_xorb() {
+    if !can_run("a_second_node_sends_the_origin_for_no_byte_of_a_xorb", &[Client::HfXet]) {
+        return;
+    }
+    let cluster = cluster(PARTS);
+    let [first, second] = cluster.nodes() else { panic!("two nodes") };
+    download(&cluster, first);
+    let (gets, bytes) = xorbs(&cluster.hub().stats().unwrap());
+    assert_eq!(gets, 5, "one request for each range");
+    assert!((SIZE..SIZE + MIB).contains(&bytes), "{bytes}");
+    cluster.hub().reset_stats().unwrap();
+    download(&cluster, second);
+    let stats = cluster.hub().stats().unwrap();
+    assert_eq!(xorbs(&stats), (0, 0), "{:#?}", cluster.accounts());
+    assert!(second.account().unwrap().from_peers >= SIZE, "{:#?}", cluster.accounts());
+}
+
+#[test]
+fn two_nodes_at_once_fetch_each_range_once() {
+    if !can_run("two_nodes_at_once_fetch_each_range_once", &[Client::HfXet]) {
+        return;
+    }
+    let cluster = cluster(WHOLE);
+    std::thread::scope(|scope| {
+        for node in cluster.nodes() {
+            scope.spawn(|| download(&cluster, node));
+        }
+    });
+    let (gets, bytes) = xorbs(&cluster.hub().stats().unwrap());
+    assert!(gets <= 4 && bytes < SIZE / 2 * 3, "{gets} requests, {bytes} bytes: {:#?}", cluster.accounts());
 }

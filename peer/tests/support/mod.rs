@@ -105,6 +105,6 @@ impl Site {
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Cargo's target directory: above the one for the temporary files of integration tests.
-fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo nests it").to_owned()
 }
