@@ -225,6 +225,39 @@ fn a_wrong_digest_leaves_nothing() {
 }
 
 #[test]
+fn bytes_that_the_node_finds_wrong_leave_nothing_and_are_not_asked_for_without_end() {
+    let stage = Stage::open(&[]);
+    fill(&stage.hub, "owner/model");
+    let label = "owner/model/model.safetensors";
+    stage.hub.faults().add(Fault::new(FaultKind::CorruptByte { offset: 1000 }).object(label).min_bytes(100));
+    let errand = Errand::by(&stage);
+    let done = errand.get(&["hf://owner/model/model.safetensors"]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert_eq!(files(&errand.path("")), ["hub.pem"]);
+    let sent = stage.hub.stats().object(label).body_bytes;
+    assert!(sent < 8 * 3 * MIB, "{sent} bytes");
+}
+
+#[test]
+fn a_node_that_dies_under_way_costs_no_byte_twice() {
+    let hub = direct_hub();
+    fill(&hub, "owner/model");
+    hub.limits().set(Rates { connection: Some(MIB), total: Some(MIB) });
+    let settings = ["intercept.hosts=[localhost]", "origin.allow_private=true"];
+    let mut node = stage::Node::start(&hub, tempfile::tempdir().unwrap(), &settings);
+    let errand = Errand::new(&hub, &node.proxy.to_string());
+    let killed = errand.while_running(&["hf://owner/model/model.safetensors", "--json"], MIB / 2, || {
+        node.daemon.kill().unwrap();
+        hub.limits().set(Rates::default());
+    });
+    assert_eq!(killed.code, 0, "{}", killed.err);
+    assert!(killed.err.contains("no node answers"), "{}", killed.err);
+    assert!(is(&errand.path("model.safetensors"), 3 * MIB, 1));
+    assert_eq!(killed.json()["files"][0]["via"].as_str(), Some("direct"));
+    assert_eq!(killed.json()["received"].as_u64(), Some(3 * MIB));
+}
+
+#[test]
 fn without_a_node_files_come_straight_from_the_origin_and_that_is_said() {
     let hub = direct_hub();
     fill(&hub, "owner/model");

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use pondhawk_bench::{
@@ -35,6 +35,14 @@ pub(crate) struct Done {
 }
 
 impl Done {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
     }
@@ -77,12 +85,7 @@ impl Errand {
     }
 
     fn done(command: &mut Command) -> Done {
-        let output = command.output().unwrap();
-        Done {
-            code: output.status.code().unwrap(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
+        Done::of(command.output().unwrap())
     }
 
     /// Kills the command when an unfinished file has this many bytes; false if it ended before.
@@ -96,6 +99,20 @@ impl Errand {
         child.kill().unwrap();
         child.wait().unwrap();
         seen && running
+    }
+
+    /// Does something when an unfinished file has this many bytes, and lets the command go on.
+    pub(crate) fn while_running(&self, arguments: &[&str], bytes: u64, then: impl FnOnce()) -> Done {
+        let mut command = self.command("get", arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = std::time::Duration::from_secs(30);
+        let seen = wait_until(deadline, || {
+            let over = child.try_wait().unwrap().is_some();
+            (over || self.parts().into_iter().any(|len| len >= bytes)).then_some(!over)
+        });
+        assert_eq!(seen, Some(true), "the command ended too early");
+        then();
+        Done::of(child.wait_with_output().unwrap())
     }
 
     /// What a real huggingface_hub finds in the cache without a network: the snapshot, and a file of it.

@@ -21,6 +21,9 @@ pub(crate) enum GetError {
     /// The bytes are not those that were promised; nothing is left of them.
     #[error("{what} has the SHA-256 {got}, and not {wanted}: discarded")]
     Digest { what: String, wanted: String, got: String },
+    /// The node found that the bytes are not those that the URL names.
+    #[error("{what}: {why}: discarded")]
+    Wrong { what: String, why: String },
     /// The Hub names a file that would not stay where it belongs: blames the Hub.
     #[error("the Hub names a file {0:?}, which is no path within a repository: nothing is downloaded")]
     Name(String),
@@ -57,7 +60,7 @@ impl GetError {
         match self {
             Self::Usage(_) | Self::Reference(_) | Self::Pattern(_) => 2,
             Self::Absent { .. } => 3,
-            Self::Digest { .. } => 4,
+            Self::Digest { .. } | Self::Wrong { .. } => 4,
             Self::Several { first, .. } => first.code(),
             _ => 1,
         }

@@ -23,6 +23,8 @@ use crate::{
 
 /// Redirects from a plain URL to its bytes.
 const REDIRECTS: usize = 5;
+/// How often what came may be dropped, and the file begun anew: a server that changes, cuts or lies each time has an end too.
+const RESTARTS: u32 = 3;
 
 /// Where a file's bytes are asked for.
 pub(crate) enum Source {
@@ -82,6 +84,7 @@ pub(crate) struct Transfer<'a> {
     /// Whether the part's tag has to be that of the answer's ETag, as for a URL that says nothing of the content.
     pub(crate) tagged: bool,
     pub(crate) bar: &'a Bar,
+    pub(crate) restarts: u32,
 }
 
 impl Transfer<'_> {
@@ -91,7 +94,12 @@ impl Transfer<'_> {
         self.bar.had(part.len());
         let before = self.web.brought(self.url());
         loop {
-            self.fill(&mut part, &mut got).await?;
+            if let Err(error) = self.fill(&mut part, &mut got).await {
+                if matches!(error, GetError::Wrong { .. }) {
+                    part.discard();
+                }
+                return Err(error);
+            }
             let after = before.and_then(|_| self.web.brought(self.url()));
             got.from = before
                 .zip(after)
@@ -124,6 +132,7 @@ impl Transfer<'_> {
                 Err(Failed::Final(error)) => return Err(error),
                 Err(Failed::Other) => {
                     got.resumed = 0;
+                    self.note_restart()?;
                     continue;
                 }
                 Err(Failed::Expired(error)) => match &self.source {
@@ -187,7 +196,7 @@ impl Transfer<'_> {
     }
 
     /// Makes the part ready for the answer's body. The length of the whole, where it is told; `None`: a refusal.
-    fn accept(&self, reply: &Reply, part: &mut Part, from: u64) -> Result<Option<Option<u64>>, Failed> {
+    fn accept(&mut self, reply: &Reply, part: &mut Part, from: u64) -> Result<Option<Option<u64>>, Failed> {
         let wrong = |why: String| GetError::Answer { what: self.what(), why };
         if let Some(coding) = reply.header(header::CONTENT_ENCODING).filter(|coding| *coding != "identity") {
             return Err(Failed::Final(wrong(format!("comes encoded ({coding}) although that was not asked for"))));
@@ -237,14 +246,19 @@ impl Transfer<'_> {
     }
 
     /// What an answer without the file's bytes means.
-    async fn refused(&self, reply: Reply, part: &mut Part) -> Failed {
+    async fn refused(&mut self, reply: Reply, part: &mut Part) -> Failed {
         let (status, via) = (reply.status, reply.via);
         let after = reply.header(header::RETRY_AFTER).and_then(|text| decimal(text.trim().as_bytes()));
         let error = reply.refusal(&self.what()).await;
         // 416: more is here than the file has. 502 by a node: earlier bytes of it were wrong, and it sends no parts.
         let anew = status == 416 || status == 502 && via == Via::Node;
         if anew && part.len() > 0 {
-            return self.restart(part).map_or_else(Failed::Final, |()| Failed::Again(error, None));
+            // Why it was to begin anew says more than that it was so too often.
+            return match self.restart(part) {
+                Err(GetError::Answer { .. }) => Failed::Final(error),
+                Err(other) => Failed::Final(other),
+                Ok(()) => Failed::Again(error, None),
+            };
         }
         match classify_status(status, after.map(Duration::from_secs)) {
             Class::Credentials => Failed::Expired(error),
@@ -269,9 +283,18 @@ impl Transfer<'_> {
         }
     }
 
-    fn restart(&self, part: &mut Part) -> Result<(), GetError> {
+    fn restart(&mut self, part: &mut Part) -> Result<(), GetError> {
+        self.note_restart()?;
         self.bar.restart();
         part.restart()
+    }
+
+    fn note_restart(&mut self) -> Result<(), GetError> {
+        self.restarts += 1;
+        match self.restarts > RESTARTS {
+            true => Err(GetError::Answer { what: self.what(), why: "had to be begun anew too often".to_owned() }),
+            false => Ok(()),
+        }
     }
 
     fn url(&self) -> &Url {

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     admin::Task,
-    cli::client,
+    cli::{client, human::printable},
     swarm::{Origin, OriginBody, OriginOptions, OriginRequest},
     task::id,
 };
@@ -245,6 +245,11 @@ impl Reply {
     /// The error that this answer stands for.
     pub(crate) async fn refusal(self, what: &str) -> GetError {
         let status = self.status;
+        // Said by a node that verifies: see `reply::BodyError` and `fetch::Found`.
+        let said = self.header("x-pondhawk-error").unwrap_or_default();
+        if status == 502 && (said.contains("SHA-256") || said.contains("were wrong")) {
+            return GetError::Wrong { what: what.to_owned(), why: printable(said) };
+        }
         let named = ["x-error-message", "x-pondhawk-error"].iter().find_map(|name| self.header(*name));
         let named = named.map(str::to_owned);
         let said = match named {

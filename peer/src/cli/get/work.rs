@@ -92,7 +92,7 @@ async fn url(get: &Get, web: &Web, progress: &Progress, digest: Option<[u8; 32]>
     let hub = Hub::new(url.clone(), None, Vec::new());
     let source = Source::Url { url, lines: get.rights.lines()? };
     let promise = Promise { size: None, sha256: digest };
-    let transfer = Transfer { web, hub: &hub, source, promise, tagged: digest.is_none(), bar: &bar };
+    let transfer = Transfer { web, hub: &hub, source, promise, tagged: digest.is_none(), bar: &bar, restarts: 0 };
     let (part, got) = transfer.run(part).await?;
     let bytes = part.len();
     Ok(FileReport { name, path: part.finish()?, bytes, sha256: digest.map(|digest| hex(&digest)), kept: false, got })
@@ -297,7 +297,7 @@ async fn transfer(
     let bar = run.progress.file(name, promise.size);
     let sha256 = promise.sha256;
     let part = block_in_place(|| Part::open(spot, naming, sha256.is_some()))?;
-    let transfer = Transfer { web: &run.web, hub: &run.hub, source, promise, tagged: false, bar: &bar };
+    let transfer = Transfer { web: &run.web, hub: &run.hub, source, promise, tagged: false, bar: &bar, restarts: 0 };
     let (part, got) = transfer.run(part).await?;
     let sha256 = sha256.map(|sha256| hex(&sha256));
     let report = FileReport { name: name.to_owned(), path: part.path(), bytes: part.len(), sha256, kept: false, got };
