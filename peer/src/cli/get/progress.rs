@@ -68,10 +68,11 @@ impl Progress {
         }
     }
 
-    /// Takes all bars away.
+    /// Takes all bars away; what is said from then on stands on lines of its own.
     pub(crate) fn end(&self) {
         self.total.finish_and_clear();
         drop(self.bars.clear());
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
     }
 }
 
