@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use check::CheckError;
 use document::{Keys, section};
 pub use load::{ConfigError, Loaded};
-pub use value::{Listen, Mark, Period, Quota, Size, ValueError};
+pub use value::{Listen, Mark, Period, Quota, Size, SocketPath, ValueError};
 
 section! {
     /// Everything that can be set.
@@ -100,6 +100,10 @@ section! {
         /// The forward proxy and mirror. Unit: address:port, or off; port 0 takes any free one. Cost: whoever reaches it
         /// can download through this node. Default: this machine only.
         proxy: Listen = loopback(65001),
+        /// A Unix socket on which clients are served as on the proxy port, and those that speak TLS as if they were caught: for
+        /// hf_xet with HF_XET_CLIENT_UNIX_SOCKET_PATH. Unit: an absolute path, or off. Cost: whoever can open it can download
+        /// through this node; the mode of its directory says who. Default off: most nodes catch connections.
+        unix: SocketPath = SocketPath(None),
         /// Metrics, health, CPU profile and control (ls, rm, status). Unit: address:port, or off. Cost: whoever reaches
         /// it sees what is kept; changes are taken from this machine only, whatever the address. Default: this machine only.
         admin: Listen = loopback(65002),

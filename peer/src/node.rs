@@ -26,7 +26,7 @@ use crate::{
         tunnel::Distrusting,
         users::{Users, UsersError},
     },
-    intercept::{InterceptError, Interceptor, Trust, listener},
+    intercept::{InterceptError, Interceptor, Trust, listener, local},
     limits,
     metrics::{Metrics, Way},
     preheat::{self, Preheats},
@@ -57,6 +57,14 @@ pub enum NodeError {
         what: &'static str,
         /// Where.
         address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Unix socket cannot be opened.
+    #[error("listen.unix: {path}: {source}")]
+    ListenUnix {
+        /// Where.
+        path: std::path::PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -235,6 +243,9 @@ fn run_shard(node: Arc<Node>, index: usize, share: build::Share) {
         for listener in share.proxy {
             tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
         }
+        for listener in share.unix {
+            tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
+        }
         for listener in share.intercept {
             tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Intercept));
         }
@@ -280,6 +291,7 @@ fn take(shard: &Rc<Shard>, socket: Socket, way: Way) {
                 let interceptor = Arc::clone(interceptor);
                 listener::intercepted(shard, interceptor, socket).await;
             }
+            _ if socket.is_unix() => local::local(shard, socket).await,
             _ => {
                 let stall = shard.node.config.limits.send_stall.get();
                 let transport = Transport::plain(socket, shard.pool.clone(), stall);

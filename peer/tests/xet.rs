@@ -10,7 +10,10 @@ use std::{path::Path, sync::atomic::AtomicBool};
 use pondhawk_bench::{
     clients::{Client, Place, Wanted},
     hub::{Fault, FaultKind, Stats},
-    lab::cluster::{Cluster, Link, Node, NodePlan, Plan},
+    lab::{
+        Cgroup,
+        cluster::{Cluster, Link, Node, NodePlan, Plan},
+    },
     stage::run_client,
 };
 use support::{Site, Through, can_run, target_dir};
@@ -102,6 +105,29 @@ fn hf_xet_by_itself_takes_a_corrupted_xorb() {
     let recipe = site.stage.recipe(Client::HfXet, &site.wanted).unwrap();
     let download = site.stage.download(Client::HfXet, &recipe, &site.stage.lab().node().netns).unwrap();
     assert_ne!(download.sha256, site.wanted.sha256);
+}
+
+#[test]
+fn hf_xet_downloads_through_the_unix_socket_once() {
+    if !can_run("hf_xet_downloads_through_the_unix_socket_once", &[Client::HfXet]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("client.sock");
+    let more = format!("listen:\n  unix: {}\n", path.display());
+    let site = Site::open_node(SIZE, &["--xet", WHOLE], &more);
+    // On a host whose connections nobody catches: what is shared came through the socket.
+    let elsewhere = &site.stage.lab().node().netns;
+    for ranges in [3, 0] {
+        site.stage.hub().reset_stats().unwrap();
+        let mut recipe = site.stage.recipe(Client::HfXet, &site.wanted).unwrap();
+        recipe.env.push(("HF_XET_CLIENT_UNIX_SOCKET_PATH", path.clone().into()));
+        let apart = Cgroup::new("apart").unwrap();
+        let download = run_client(Client::HfXet, &recipe, elsewhere, &apart, &AtomicBool::new(false));
+        let download = download.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(download.sha256, site.wanted.sha256, "{}", download.output);
+        assert_eq!(xorbs(&site.stage.hub().stats().unwrap()).0, ranges, "GETs of xorbs");
+    }
 }
 
 /// Two nodes that catch hf_xet's connections, and a scheduler.

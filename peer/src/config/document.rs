@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write, net::IpAddr, net::Ipv4Addr, net::Ip
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::value::{Listen, Mark, Period, Quota, Size};
+use super::value::{Listen, Mark, Period, Quota, Size, SocketPath};
 
 /// A key: its name, its documentation line by line, and its keys where it is a section.
 pub(super) struct Key {
@@ -25,7 +25,7 @@ pub(super) trait Keys {
 macro_rules! plain_values {
     ($($name:ty),* $(,)?) => {$( impl Keys for $name {} )*};
 }
-plain_values!(bool, u8, u16, u32, u64, usize, String, PathBuf, Listen, Mark, Period, Quota, Size);
+plain_values!(bool, u8, u16, u32, u64, usize, String, PathBuf, Listen, Mark, Period, Quota, Size, SocketPath);
 plain_values!(Option<PathBuf>, Option<String>, Option<IpAddr>, Option<Ipv4Addr>, Option<Ipv6Addr>, Option<Size>);
 impl<T> Keys for Vec<T> {}
 impl<K, V> Keys for BTreeMap<K, V> {}

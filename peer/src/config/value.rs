@@ -1,6 +1,6 @@
 //! Values that people write with a unit: sizes, periods, listeners, the quota, the socket mark.
 
-use std::{fmt, marker::PhantomData, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -15,6 +15,10 @@ pub struct Period(pub Duration);
 /// Where to listen: an address with a port (port 0: any free one), or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen(pub Option<SocketAddr>);
+
+/// Where to put a Unix socket: an absolute path, or `off`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPath(pub Option<PathBuf>);
 
 /// How much the store may hold: a [`Size`], or a share of its file system's size, written `80%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,7 @@ pub struct ValueError {
 const SIZE: &str = "a size: a whole number and B, KiB, MiB, GiB, TiB, kB, MB, GB or TB, as in 20GiB";
 const PERIOD: &str = "a length of time: a whole number and ms, s, min, h or d, as in 30s";
 const LISTEN: &str = "an address with a port, as in 127.0.0.1:65001, or `off`";
+const SOCKET: &str = "an absolute path of at most 107 bytes, as in /run/pondhawk/client.sock, or `off`";
 const QUOTA: &str = "a size, as in 100GiB, or a share of the file system from 1% to 100%";
 const MARK: &str = "a socket mark: a number from 0 to 0xffffffff";
 
@@ -162,6 +167,28 @@ impl fmt::Display for Listen {
     }
 }
 
+impl FromStr for SocketPath {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        // What unix(7) has room for.
+        let fits = text.starts_with('/') && text.len() <= 107 && !text.contains('\0');
+        fits.then(|| Self(Some(text.into()))).ok_or_else(|| ValueError { text: text.into(), expected: SOCKET })
+    }
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(path) => path.display().fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
 impl FromStr for Quota {
     type Err = ValueError;
 
@@ -242,7 +269,7 @@ macro_rules! written_as_text {
         }
     )*};
 }
-written_as_text!(Size: SIZE, Period: PERIOD, Listen: LISTEN, Quota: QUOTA, Mark: MARK);
+written_as_text!(Size: SIZE, Period: PERIOD, Listen: LISTEN, SocketPath: SOCKET, Quota: QUOTA, Mark: MARK);
 
 #[cfg(test)]
 mod tests {

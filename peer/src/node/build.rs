@@ -30,6 +30,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Share {
     pub(super) proxy: Vec<Listener>,
+    pub(super) unix: Vec<Listener>,
     pub(super) intercept: Vec<Listener>,
 }
 
@@ -49,6 +50,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
     let store = open_store(&config)?;
     let cluster = Cluster::build(&config, &authority)?.map(Arc::new);
     let (mut shares, mut bound) = bind_proxy(&config)?;
+    bind_unix(&config, &mut shares)?;
     let interceptor = start_interception(&config, &mut shares, &mut bound)?;
     let metrics = Metrics::new();
     let origin = Origin::new(origin_options(&config, interceptor.is_ok(), &metrics))?;
@@ -142,6 +144,14 @@ fn bind_proxy(config: &Config) -> Result<(Vec<Share>, Bound), NodeError> {
         share.proxy.push(listener);
     }
     Ok((shares, Bound { proxy: Some(address), intercept: None }))
+}
+
+fn bind_unix(config: &Config, shares: &mut [Share]) -> Result<(), NodeError> {
+    let Some(path) = &config.listen.unix.0 else { return Ok(()) };
+    let wrong = |source| NodeError::ListenUnix { path: path.clone(), source };
+    let listener = Listener::bind_unix(path).map_err(wrong)?;
+    shares.iter_mut().for_each(|share| share.unix.push(listener.clone()));
+    Ok(())
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<Listener, NodeError> {

@@ -146,12 +146,11 @@ impl Control for Node {
         if self.is_draining() {
             return Err(PreheatRefusal::Full("the node is draining".to_owned()));
         }
-        let mut url = Url::parse(&wanted.url).map_err(|error| PreheatRefusal::Wrong(error.to_string()))?;
-        // As on the proxy port: the served hosts offer nothing else.
-        let upgraded = url.scheme() == "https" || url.scheme() == "http" && url.set_scheme("https").is_ok();
-        let host = url.host_str().filter(|_| upgraded).unwrap_or_default().to_owned();
-        if !self.tls.suffixes().covers(&host) {
-            let why = format!("{host} is not one of the hosts in intercept.hosts, which this node serves");
+        let url = Url::parse(&wanted.url).map_err(|error| PreheatRefusal::Wrong(error.to_string()))?;
+        let treatment = self.front.treat(url.clone());
+        if !treatment.store {
+            let host = treatment.url.host_str().unwrap_or_default();
+            let why = format!("{host} is not one of the hosts in intercept.hosts, and no rule keeps its files");
             return Err(PreheatRefusal::NotServed(why));
         }
         let headers = wanted.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into_bytes()));

@@ -3,7 +3,14 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::Path,
     sync::Arc,
 };
 
@@ -18,10 +25,13 @@ const BACKLOG: i32 = 4096;
 /// accept4(2)'s SOCK_CLOEXEC.
 const CLOEXEC: i32 = 0o2_000_000;
 
-/// One shard's share of a listening port: every shard binds its own with SO_REUSEPORT and the kernel spreads connections.
-#[derive(Debug)]
+/// One shard's share of a listening port: every shard binds its own with SO_REUSEPORT and the kernel spreads connections. Of a
+/// Unix socket, which there is one of, shards have clones.
+#[derive(Clone, Debug)]
 pub struct Listener {
+    // Of a Unix socket too: to the ring and to std a descriptor is a descriptor.
     listener: Arc<TcpListener>,
+    unix: bool,
 }
 
 impl Listener {
@@ -38,7 +48,19 @@ impl Listener {
         }
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self { listener: Arc::new(socket.into()) })
+        Ok(Self { listener: Arc::new(socket.into()), unix: false })
+    }
+
+    /// Listens on a Unix socket, in place of one that an earlier run left there. Everybody may open it who can reach it: who that
+    /// is the mode of its directory says.
+    pub fn bind_unix(path: &Path) -> io::Result<Self> {
+        let left_over = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+        if left_over && UnixStream::connect(path).is_err() {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(Self { listener: Arc::new(OwnedFd::from(listener).into()), unix: true })
     }
 
     /// The address that is bound: the port that the kernel chose where 0 was asked for.
@@ -50,7 +72,9 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Socket> {
         loop {
             // A client that has already reset its connection must not look like a want of descriptors.
-            if let Ok(socket) = Socket::new(self.accept_one().await?) {
+            let accepted = self.accept_one().await?;
+            let socket = if self.unix { Socket::unix(accepted) } else { Socket::new(accepted) };
+            if let Ok(socket) = socket {
                 return Ok(socket);
             }
         }

@@ -1,8 +1,8 @@
-//! A connected TCP socket on the ring.
+//! A connected TCP or Unix socket on the ring.
 
 use std::{
     io,
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::Arc,
@@ -14,7 +14,7 @@ use rustix::event::PollFlags;
 
 use super::{Buf, op};
 
-/// A connected TCP socket in blocking mode: the ring arms its own poll where it has to wait.
+/// A connected socket in blocking mode: the ring arms its own poll where it has to wait.
 ///
 /// Clones are the same socket. No operation has a deadline of its own: put one around it, and [`Socket::shutdown`] when it
 /// passes, so that what is under way in the kernel ends too.
@@ -23,6 +23,7 @@ pub struct Socket {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
     local: SocketAddr,
+    unix: bool,
 }
 
 impl Socket {
@@ -36,7 +37,19 @@ impl Socket {
             .with_retries(4);
         socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
-        Ok(Self { stream: Arc::new(stream), peer, local })
+        Ok(Self { stream: Arc::new(stream), peer, local, unix: false })
+    }
+
+    /// Takes over a connected Unix stream socket, whatever std calls its descriptor. It has no addresses: both are 0.0.0.0:0.
+    pub(super) fn unix(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        Ok(Self { stream: Arc::new(stream), peer: nowhere, local: nowhere, unix: true })
+    }
+
+    /// Whether it is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.unix
     }
 
     /// The other end.
@@ -58,8 +71,13 @@ impl Socket {
     /// Sends RST at once and drops what is unsent: the other end must not take what it has for the whole. Operations under
     /// way complete with an error.
     ///
+    /// A Unix socket knows no RST: there the other end sees that the stream is over too early.
+    ///
     /// Connecting to AF_UNSPEC is how Linux spells it (connect(2)); a close with SO_LINGER would wait for those operations.
     pub fn abort(&self) {
+        if self.unix {
+            return self.shutdown(Shutdown::Both);
+        }
         // Whatever fails here leaves a connection that was over already.
         let _ = rustix::net::connect_unspec(&*self.stream);
     }

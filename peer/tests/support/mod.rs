@@ -59,6 +59,16 @@ impl Site {
 
     /// The same, with further arguments of `pondhawk-hub`.
     pub(crate) fn open_hub(through: Through, size: u64, hub: &[&str]) -> Self {
+        Self::make(through, size, hub, "")
+    }
+
+    /// The same with a node, and further top-level sections of its configuration.
+    #[allow(dead_code, reason = "not every test that shares this module needs it")]
+    pub(crate) fn open_node(size: u64, hub: &[&str], more: &str) -> Self {
+        Self::make(Through::Node, size, hub, more)
+    }
+
+    fn make(through: Through, size: u64, hub: &[&str], more: &str) -> Self {
         // A test that failed before has cleaned up as well.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let file = format!("{REPO}/{FILE}:{size}:7");
@@ -66,7 +76,7 @@ impl Site {
             Setting { target: target_dir(), files: &[&file], hub, interrupted: Arc::new(AtomicBool::new(false)) };
         let mut stage = Stage::open(&setting).unwrap();
         if through == Through::Node {
-            stage.start_node(Path::new(env!("CARGO_BIN_EXE_pondhawk")), "").unwrap();
+            stage.start_node(Path::new(env!("CARGO_BIN_EXE_pondhawk")), more).unwrap();
         }
         let wanted = stage.wanted(REPO, FILE, size).unwrap();
         Self { stage, wanted, _turn: turn }

@@ -247,7 +247,7 @@ impl Reply {
         let status = self.status;
         // Said by a node that verifies: see `reply::BodyError` and `fetch::Found`.
         let said = self.header("x-pondhawk-error").unwrap_or_default();
-        if status == 502 && (said.contains("SHA-256") || said.contains("were wrong")) {
+        if status == 502 && (said.contains("not those of the hash") || said.contains("were wrong")) {
             return GetError::Wrong { what: what.to_owned(), why: printable(said) };
         }
         let named = ["x-error-message", "x-pondhawk-error"].iter().find_map(|name| self.header(*name));
