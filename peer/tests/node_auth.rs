@@ -9,7 +9,7 @@ mod stage;
 use std::time::{Duration, SystemTime};
 
 use pondhawk_bench::{
-    hub::{Content, PlainRules},
+    hub::{CdnStyle, Content, PlainRules, XetShape},
     lab::wait_until,
 };
 use stage::{CDN, File, Stage};
@@ -108,4 +108,30 @@ fn a_remembered_consent_spares_the_origin_the_question() {
         assert!(stage.node.get(&url, &[]).complete);
     }
     assert_eq!(stage.hub.stats().object(&file.label).all_gets(), asked);
+}
+
+#[test]
+fn a_held_xorb_is_given_only_for_the_signed_range_of_a_url_that_the_origin_takes() {
+    let stage = Stage::open(&[]);
+    stage.hub.set_style("owner/xet", CdnStyle::Xet(XetShape::default()));
+    stage.hub.add_file("owner/xet", "main", "m.bin", Content::seeded(3 * MIB, 1)).unwrap();
+    let label = stage.hub.xorbs("owner/xet/m.bin").remove(0);
+    let url = || stage.hub.signed_url(&label).unwrap();
+    let signed = url().split("bytes%3D").nth(1).unwrap().split('&').next().unwrap().to_owned();
+    let end: usize = signed.split('-').nth(1).unwrap().parse().unwrap();
+    let range = format!("Range: bytes={signed}");
+    for _ in 0..2 {
+        let answer = stage.node.get(&url(), &[&range]);
+        let told = format!("bytes {signed}/{}", end + 1);
+        assert_eq!((answer.status, answer.header("content-range")), (206, Some(told.as_str())));
+        assert!(answer.complete && answer.body.len() == end + 1);
+    }
+    let stats = stage.hub.stats().object(&label);
+    assert_eq!((stats.heads[&206], stats.all_gets()), (2, 1), "each URL was asked about, the bytes came once");
+    let forged = url().replace("Signature=", "Signature=Forged");
+    assert_eq!(stage.node.get(&forged, &[&range]).status, 403);
+    for other in [&["Range: bytes=0-0"][..], &[]] {
+        assert_eq!(stage.node.get(&url(), other).status, 403, "the origin's own refusal of {other:?}");
+    }
+    assert_eq!(stage.hub.stats().object(&label).body_bytes, end as u64 + 1);
 }

@@ -128,6 +128,13 @@ fn hf_xet_downloads_through_the_unix_socket_once() {
         assert_eq!(download.sha256, site.wanted.sha256, "{}", download.output);
         assert_eq!(xorbs(&site.stage.hub().stats().unwrap()).0, ranges, "GETs of xorbs");
     }
+    // Without TLS, as where a mirror has named a CAS server by http.
+    let url = site.stage.hub().urls().unwrap().into_iter().find(|url| url.contains("/xorbs/")).unwrap();
+    let signed = url.split("bytes%3D").nth(1).unwrap().split('&').next().unwrap();
+    let (path, url) = (path.to_str().unwrap(), url.replacen("https://", "http://", 1));
+    let curl = ["--unix-socket", path, "--output", "/dev/null", "--write-out", "%{http_code}", "--range", signed, &url];
+    assert_eq!(elsewhere.curl(&curl).unwrap(), "206");
+    assert_eq!(xorbs(&site.stage.hub().stats().unwrap()), (0, 0), "from the store");
 }
 
 /// Two nodes that catch hf_xet's connections, and a scheduler.

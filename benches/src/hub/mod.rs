@@ -244,6 +244,15 @@ impl Hub {
         self.shared.with_object(label, |object| self.shared.signed_url(object, at))
     }
 
+    /// Labels of the xorbs of a file in Xet's storage, in order; of another file none.
+    pub fn xorbs(&self, label: &str) -> Vec<String> {
+        let names = |object: &Object| {
+            let xorbs = object.xet.iter().flat_map(|file| &file.xorbs);
+            xorbs.map(|xorb| format!("xorb/{}", xorb.name)).collect()
+        };
+        self.shared.with_object(label, names).unwrap_or_default()
+    }
+
     /// The commit that a branch stands for.
     pub fn commit(&self, repo: &str, revision: &str) -> Option<String> {
         Some(self.shared.catalogue().repo(repo)?.revision(revision)?.commit.clone())

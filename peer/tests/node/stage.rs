@@ -16,6 +16,8 @@ use pondhawk_bench::{
 pub(crate) const CDN: &str = "cdn-lfs.huggingface.co";
 /// The hub itself.
 pub(crate) const HUB: &str = "huggingface.co";
+/// The hub's host of xorbs.
+const XORBS: &str = "transfer.xethub.hf.co";
 /// Longer than anything here may take.
 const DEADLINE: Duration = Duration::from_secs(40);
 
@@ -225,7 +227,8 @@ fn launch(hub: &Hub, dir: &Path, settings: &[&str]) -> (Daemon, SocketAddr, Sock
     command.arg("up").arg("--config").arg(dir.join("config.yaml"));
     let config = format!(
         "data_dir: {}\nlisten: {{proxy: '127.0.0.1:0', admin: '127.0.0.1:0'}}\nintercept: {{enabled: off}}\n\
-         origin: {{extra_cas: [{}], overrides: {{{CDN}: '{hub}', {HUB}: '{hub}'}}}}\nstore: {{keep_free: 1MiB}}\nscheduler: {{listen: off}}\n",
+         origin: {{extra_cas: [{}], overrides: {{{CDN}: '{hub}', {HUB}: '{hub}', {XORBS}: '{hub}'}}}}\n\
+         store: {{keep_free: 1MiB}}\nscheduler: {{listen: off}}\n",
         dir.join("data").display(),
         ca.display(),
         hub = hub.tls_address()
