@@ -82,7 +82,7 @@ fn a_corrupt_byte_cuts_the_reply_is_blamed_on_the_origin_and_fetched_anew() {
     assert_eq!((answer.status, answer.complete), (200, false), "{} bytes came", answer.body.len());
     let blamed = || (stage.node.metric("pondhawk_verification_failures_total{party=\"origin\"}") == 1).then_some(());
     wait_until(Duration::from_secs(5), blamed).expect("the origin is blamed");
-    assert!(stage.node.log().contains("the bytes do not have the SHA-256"));
+    assert!(stage.node.log().contains("the bytes are not those of the hash in the name"));
     let again = stage.get(&file);
     assert!(again.complete && again.body == file.bytes(0, file.len));
 }

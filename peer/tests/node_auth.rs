@@ -9,7 +9,7 @@ mod stage;
 use std::time::{Duration, SystemTime};
 
 use pondhawk_bench::{
-    hub::{CdnStyle, Content, PlainRules, XetShape},
+    hub::{CdnStyle, Content, PlainRules, XetShape, seeded},
     lab::wait_until,
 };
 use stage::{CDN, File, Stage};
@@ -128,6 +128,14 @@ fn a_held_xorb_is_given_only_for_the_signed_range_of_a_url_that_the_origin_takes
     }
     let stats = stage.hub.stats().object(&label);
     assert_eq!((stats.heads[&206], stats.all_gets()), (2, 1), "each URL was asked about, the bytes came once");
+    let part = stage.hub.xorb_url(&label, &(65_544..131_088)).unwrap();
+    let answer = stage.node.get(&part, &["Range: bytes=65544-131087"]);
+    assert_eq!(
+        (answer.status, &answer.body[8..]),
+        (206, seeded(1, 65_536, 65_536).as_slice()),
+        "a part of what is held"
+    );
+    assert_eq!(stage.hub.stats().object(&label).all_gets(), 1);
     let forged = url().replace("Signature=", "Signature=Forged");
     assert_eq!(stage.node.get(&forged, &[&range]).status, 403);
     for other in [&["Range: bytes=0-0"][..], &[]] {

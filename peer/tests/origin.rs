@@ -209,6 +209,25 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     assert!(second.contains("host: b.example") && !second.contains("secret"), "{second}");
 }
 
+#[tokio::test]
+async fn an_origin_that_grants_no_head_is_asked_for_the_window_itself() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let overrides = vec![("a.example".to_owned(), listener.local_addr().unwrap())];
+    let lab = Lab::with(|options| options.overrides = overrides);
+    let request = OriginRequest { window: Some(10..15), ..get("http://a.example/x") };
+    let server = async {
+        let no_head = "HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\nConnection: close\r\n\r\n";
+        let first = answer_one(&listener, no_head).await;
+        let part = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 10-14/99\r\nContent-Length: 5\r\n\r\nhello";
+        (first, answer_one(&listener, part).await)
+    };
+    let (probe, (first, second)) = tokio::join!(lab.origin.probe(&request), server);
+    let probe = probe.unwrap();
+    assert_eq!((probe.total_len, probe.object_len), (Some(5), Some(99)));
+    assert!(first.starts_with("HEAD /x") && second.starts_with("GET /x"), "{first}{second}");
+    assert!([first, second].iter().all(|head| head.contains("range: bytes=10-14\r\n")));
+}
+
 /// Takes one connection, answers its first request; the request's head.
 async fn answer_one(listener: &TcpListener, answer: &str) -> String {
     let (mut socket, _) = listener.accept().await.unwrap();

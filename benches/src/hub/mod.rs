@@ -253,6 +253,12 @@ impl Hub {
         self.shared.with_object(label, names).unwrap_or_default()
     }
 
+    /// A fresh URL for these bytes of the xorb with this label.
+    pub fn xorb_url(&self, label: &str, bytes: &std::ops::Range<u64>) -> Option<String> {
+        let now = SystemTime::now();
+        self.shared.with_object(label, |object| xet::xorb_url(&self.shared, &object.sha256, bytes, now))
+    }
+
     /// The commit that a branch stands for.
     pub fn commit(&self, repo: &str, revision: &str) -> Option<String> {
         Some(self.shared.catalogue().repo(repo)?.revision(revision)?.commit.clone())
