@@ -140,7 +140,9 @@ fn a_node_that_lies_about_bytes_and_digests_is_found_out_and_nobody_keeps_its_by
         stage.assert_right(&right.expect("a client that asks again gets the file"), "a client that asks again");
     }
     assert!(tries > 3, "nobody met the lie");
-    assert!(stage.node(1).log().contains("node-0"), "the liar is named: {}", stage.node(1).log());
+    // By the first node, or by a later one, where the first asked again before the scheduler had heard of it, and alone then.
+    let named = [1, 2, 3].iter().any(|node| stage.node(*node).log().contains("node-0"));
+    assert!(named, "the liar is named: {}{}", stage.node(1).log(), stage.node(2).log());
     assert!(
         stage.account(3).from_peers >= stage.file.size * 9 / 10,
         "the honest share: {:?}",
