@@ -148,9 +148,7 @@ async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
         return Found::Refused("parts of this file that were sent before were wrong: download it anew, and whole");
     }
     let held = id.and_then(|id| node.store.get(&id));
-    if let Some(held) =
-        held.as_ref().filter(|held| terms.public && held.bitmap().is_full() && !is_wrong(held.verdict()))
-    {
+    if let Some(held) = held.as_ref().filter(|held| terms.public && is_whole(held)) {
         return Found::Source(Box::new(complete(Arc::clone(held), Ground::Public)));
     }
     let allowed = match node.authorizer.authorize(&node.origin, request, held.is_some()).await {
@@ -160,9 +158,7 @@ async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
     match allowed {
         Allowed { probe: Some(probe), .. } => begin(shard, request, &identity, probe, held, head).await,
         Allowed { probe: None, ground } => match held {
-            Some(held) if held.bitmap().is_full() && !is_wrong(held.verdict()) => {
-                Found::Source(Box::new(complete(held, ground)))
-            }
+            Some(held) if is_whole(&held) => Found::Source(Box::new(complete(held, ground))),
             _ => probed(shard, request, &identity, head).await,
         },
     }
@@ -403,6 +399,11 @@ fn discard(node: &Node, held: &Held, party: Party) {
     node.tasks.note_wrong(held.meta.id);
     node.metrics.verification_failure(party);
     node.store.remove(&held.meta.id);
+}
+
+/// Whether all of it is here, and nothing speaks against it.
+fn is_whole(held: &Arc<Held>) -> bool {
+    held.bitmap().is_full() && !is_wrong(held.verdict())
 }
 
 fn is_wrong(verdict: Verdict) -> bool {

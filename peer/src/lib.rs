@@ -18,6 +18,7 @@ pub mod wire;
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod expiring;
 pub mod limits;
 pub mod metrics;
 pub mod node;

@@ -16,6 +16,7 @@ use crate::{
     fetch::{self, Found, Source, Terms},
     http::head::{HeadLimits, Parsed, RequestHead, parse},
     limits,
+    reply::BodyError,
     shard::Shard,
     store::{Held, Verdict},
     swarm::OriginRequest,
@@ -45,22 +46,28 @@ struct Job {
 }
 
 enum Stand {
-    Waiting(Box<OriginRequest>),
+    Waiting(Box<Wanted>),
     Running(Option<Arc<Held>>),
     Done(TaskId, u64),
     Failed(String),
 }
 
+/// What is to be asked for, and on which terms.
+struct Wanted {
+    request: OriginRequest,
+    terms: Terms,
+}
+
 impl Preheats {
     /// Queues a request; its number. `None`: [`limits::PREHEATS`] wait already.
-    pub fn offer(&self, label: String, request: OriginRequest, pin: bool) -> Option<u64> {
+    pub fn offer(&self, label: String, request: OriginRequest, terms: Terms, pin: bool) -> Option<u64> {
         let mut inner = self.lock();
         if inner.waiting.len() >= limits::PREHEATS {
             return None;
         }
         inner.last += 1;
         let id = inner.last;
-        inner.jobs.insert(id, Job { label, pin, stand: Stand::Waiting(Box::new(request)) });
+        inner.jobs.insert(id, Job { label, pin, stand: Stand::Waiting(Box::new(Wanted { request, terms })) });
         inner.waiting.push_back(id);
         drop(inner);
         self.wake.notify_one();
@@ -88,12 +95,12 @@ impl Preheats {
     }
 
     /// The next request, which counts as running from now on.
-    fn take(&self) -> Option<(u64, Box<OriginRequest>)> {
+    fn take(&self) -> Option<(u64, Box<Wanted>)> {
         let mut inner = self.lock();
         let id = inner.waiting.pop_front()?;
         let job = inner.jobs.get_mut(&id)?;
         match std::mem::replace(&mut job.stand, Stand::Running(None)) {
-            Stand::Waiting(request) => Some((id, request)),
+            Stand::Waiting(wanted) => Some((id, wanted)),
             other => {
                 job.stand = other;
                 None
@@ -142,7 +149,7 @@ impl Job {
                     state: "running".to_owned(),
                     task: held.as_ref().map(|held| held.meta.id.to_string()),
                     bytes: held.as_ref().map_or(0, len),
-                    held_bytes: held.as_ref().map_or(0, |held| held_bytes(held)),
+                    held_bytes: held.as_ref().map_or(0, |held| held.held_bytes()),
                     ..none
                 }
             }
@@ -158,19 +165,14 @@ impl Job {
     }
 }
 
-fn held_bytes(held: &Held) -> u64 {
-    let layout = held.meta.layout;
-    (u64::from(held.bitmap().count()) * u64::from(layout.piece_len())).min(layout.len())
-}
-
 /// Brings what is queued, one at a time, for as long as the node takes new work.
 pub async fn work(shard: Rc<Shard>) {
     let node = Arc::clone(&shard.node);
     loop {
         let woken = node.preheats.wake.notified();
         match node.preheats.take() {
-            Some((id, request)) => tokio::select! {
-                outcome = bring(&shard, id, &request) => over(&shard, id, outcome).await,
+            Some((id, wanted)) => tokio::select! {
+                outcome = bring(&shard, id, &wanted) => over(&shard, id, outcome).await,
                 () = node.draining() => return,
             },
             None => tokio::select! {
@@ -197,14 +199,9 @@ async fn over(shard: &Shard, id: u64, mut outcome: Result<(TaskId, u64), String>
     node.preheats.end(id, outcome);
 }
 
-async fn bring(shard: &Rc<Shard>, id: u64, request: &OriginRequest) -> Result<(TaskId, u64), String> {
+async fn bring(shard: &Rc<Shard>, id: u64, wanted: &Wanted) -> Result<(TaskId, u64), String> {
     let head = plain_head().ok_or("no request head")?;
-    let treatment = shard.node.front.treat(request.url.clone());
-    if !treatment.store {
-        return Err("not for the store: neither intercept.hosts nor a rule keeps it".to_owned());
-    }
-    let request = OriginRequest { url: treatment.url.clone(), ..request.clone() };
-    let source = match fetch::find(shard, &request, &head, &Terms::of(&treatment)).await {
+    let source = match fetch::find(shard, &wanted.request, &head, &wanted.terms).await {
         Found::Source(source) => source,
         Found::Answer(error) => return Err(error.to_string()),
         Found::Straight(why) => return Err(format!("not for the store: {why}")),
@@ -224,8 +221,8 @@ async fn all_of(source: &Source) -> Result<(), String> {
     loop {
         let counted = held.counted();
         match held.verdict() {
-            Verdict::Mismatch => return Err("the bytes do not have the SHA-256 in the file's name".to_owned()),
-            Verdict::Unreadable => return Err("the store's disk does not give the bytes back".to_owned()),
+            Verdict::Mismatch => return Err(BodyError::Mismatch.to_string()),
+            Verdict::Unreadable => return Err(BodyError::Unreadable.to_string()),
             _ if held.is_removed() => return Err("removed meanwhile".to_owned()),
             Verdict::Verified | Verdict::NotNeeded if held.bitmap().is_full() => return Ok(()),
             Verdict::Pending if held.bitmap().is_full() => {
@@ -244,7 +241,7 @@ async fn all_of(source: &Source) -> Result<(), String> {
             () = counted => {}
             () = source.ended() => {}
             () = tokio::time::sleep_until(deadline) => {
-                return Err(format!("nothing came for {:?}", limits::FETCH_STALL));
+                return Err(BodyError::Stalled.to_string());
             }
         }
     }
@@ -266,7 +263,8 @@ mod tests {
 
     fn offer(preheats: &Preheats, name: &str) -> Option<u64> {
         let url = Url::parse(&format!("https://cdn.example/{name}?Signature=secret")).unwrap();
-        preheats.offer(format!("cdn.example/{name}"), OriginRequest::new(url, Vec::new()), name == "pinned")
+        let request = OriginRequest::new(url, Vec::new());
+        preheats.offer(format!("cdn.example/{name}"), request, Terms::default(), name == "pinned")
     }
 
     #[test]
@@ -274,8 +272,8 @@ mod tests {
         let preheats = Preheats::default();
         (0..limits::PREHEATS).for_each(|n| assert!(offer(&preheats, &n.to_string()).is_some()));
         assert_eq!(offer(&preheats, "one too many"), None);
-        let (first, request) = preheats.take().unwrap();
-        assert_eq!((first, request.url.path()), (1, "/0"));
+        let (first, wanted) = preheats.take().unwrap();
+        assert_eq!((first, wanted.request.url.path()), (1, "/0"));
         assert!(offer(&preheats, "now there is room").is_some());
         assert_eq!(preheats.counts().running, 1);
     }

@@ -15,7 +15,7 @@ use crate::{
         forward,
         multipart::{Multipart, Segment},
         plan::{Plan, plan},
-        response::{Party, Selection},
+        response::{Party, Selection, field},
         transport::Transport,
     },
     limits,
@@ -216,7 +216,7 @@ impl<'a> Body<'a> {
         let first_byte = || self.exchange.shard.node.metrics.first_byte(self.exchange.started.elapsed());
         let one = match plan {
             Plan::Parts(ranges) => {
-                let parts = Multipart::new(random_boundary(), content_type(stored), ranges, total);
+                let parts = Multipart::new(random_boundary(), field(stored, "content-type"), ranges, total);
                 let (content_type, content_length) = (parts.content_type(), parts.content_length());
                 let selection = Selection::Parts { content_type: &content_type, content_length };
                 transport.send(self.exchange.stored_head(&selection, stored, &about)).await?;
@@ -335,10 +335,6 @@ impl<'a> Body<'a> {
             self.limit = (self.limit + 1).min(self.len - 1);
         }
     }
-}
-
-fn content_type(headers: &[(String, Vec<u8>)]) -> Option<&[u8]> {
-    headers.iter().find(|(name, _)| name == "content-type").map(|(_, value)| value.as_slice())
 }
 
 fn random_boundary() -> [u8; 16] {

@@ -158,6 +158,8 @@ fn wishes_name_the_origin_keep_or_pass_the_file_and_never_reach_the_origin() {
     assert_eq!(named.header("x-dragonfly-task-id"), named.header("x-pondhawk-task"));
     let passed = stage.node.get(&url, &["X-Dragonfly-Use-P2P: false"]);
     assert!(passed.body == file.bytes(0, file.len) && passed.header("x-pondhawk-cache").is_none());
+    let mirrored = ask(&stage, "GET", &path_of(&file), &["X-Dragonfly-Use-P2P: false"]);
+    assert!(mirrored.body == file.bytes(0, file.len) && mirrored.header("x-pondhawk-cache").is_none());
     let echoed = stage.node.request("POST", &format!("https://{CDN}/_echo"), &["X-Dragonfly-Tag: t"], b"hello");
     assert!(echoed.body == b"hello" && !format!("{echoed:?}").to_lowercase().contains("x-dragonfly-tag"));
     let wrong = ask(&stage, "GET", path, &["X-Dragonfly-Registry: nonsense"]);

@@ -13,7 +13,7 @@ use pondhawk_bench::{
     lab::Cgroup,
     stage::{Download, run_client},
 };
-use support::{Site, Through, can_run};
+use support::{Site, Through, can_run, xorbs};
 
 const MIB: u64 = 1 << 20;
 const NODE: &str = "http://127.0.0.1:65001";
@@ -148,16 +148,11 @@ fn xet_downloads_once(test: &str, way: &str, told: Told<'_>) {
     // Three xorbs, each fetched in two ranges or one.
     let site = Site::open_hub(Through::Node, 40 * MIB, &["--xet", "owner/model:256:160"]);
     let group = Cgroup::new("told").unwrap();
-    let xorb_bytes = || {
-        let stats = site.stage.hub().stats().unwrap();
-        let xorbs = stats.objects.iter().filter(|(label, _)| label.starts_with("xorb/"));
-        xorbs.map(|(_, xorb)| xorb.body_bytes).sum::<u64>()
-    };
     let mut sent = Vec::new();
     for _ in 0..2 {
         let download = told_download(&site, Client::HfXet, told, &group);
         assert_eq!(download.sha256, site.wanted.sha256, "{}", download.output);
-        sent.push(xorb_bytes());
+        sent.push(xorbs(&site.stage.hub().stats().unwrap()).1);
     }
     assert!((40 * MIB..41 * MIB).contains(&sent[0]), "{sent:?} bytes of xorbs");
     assert_eq!(sent[0], sent[1], "the second download came from the store");

@@ -9,14 +9,14 @@ use std::{path::Path, sync::atomic::AtomicBool};
 
 use pondhawk_bench::{
     clients::{Client, Place, Wanted},
-    hub::{Fault, FaultKind, Stats},
+    hub::{Fault, FaultKind},
     lab::{
         Cgroup,
         cluster::{Cluster, Link, Node, NodePlan, Plan},
     },
     stage::run_client,
 };
-use support::{Site, Through, can_run, target_dir};
+use support::{Site, Through, can_run, target_dir, xorbs};
 
 const MIB: u64 = 1 << 20;
 /// Three xorbs, the first two of 16 MiB; each fetched whole.
@@ -24,12 +24,6 @@ const WHOLE: &str = "owner/model:256:256";
 /// The same, each xorb in two ranges at least.
 const PARTS: &str = "owner/model:256:160";
 const SIZE: u64 = 40 * MIB;
-
-/// GETs of xorbs, and bytes of them that the hub sent.
-fn xorbs(stats: &Stats) -> (u64, u64) {
-    let xorbs = stats.objects.iter().filter(|(label, _)| label.starts_with("xorb/"));
-    xorbs.fold((0, 0), |(gets, bytes), (_, xorb)| (gets + xorb.all_gets(), bytes + xorb.body_bytes))
-}
 
 fn open(through: Through, shape: &str) -> Site {
     Site::open_hub(through, SIZE, &["--xet", shape])

@@ -4,43 +4,39 @@
 //! origin's consent; nothing need be asked until it is as old as any other consent may become.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use tokio::time::Instant;
 use url::Url;
 
+use crate::expiring::Expiring;
+
 /// URLs remembered at once, 64 bytes each. When there are as many, further ones are asked about like any other.
 const MAX_GRANTS: usize = 64 << 10;
 /// Answers that are listened to at once.
 const MAX_HEARD: usize = 16;
 
-#[derive(Default)]
 pub(super) struct Grants {
-    until: Mutex<HashMap<[u8; 32], Instant>>,
+    given: Expiring<()>,
     heard: AtomicUsize,
+}
+
+impl Default for Grants {
+    fn default() -> Self {
+        Self { given: Expiring::new(MAX_GRANTS), heard: AtomicUsize::default() }
+    }
 }
 
 impl Grants {
     /// The URL may be used for these bytes for so long from now.
     pub(super) fn add(&self, url: &Url, bytes: (u64, u64), now: Instant, life: Duration) {
-        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        if until.len() >= MAX_GRANTS {
-            until.retain(|_, until| *until > now);
-        }
-        if until.len() < MAX_GRANTS && !life.is_zero() {
-            until.insert(key(url, bytes), now + life);
-        }
+        self.given.insert(key(url, bytes), (), now, life);
     }
 
     pub(super) fn has(&self, url: &Url, bytes: (u64, u64), now: Instant) -> bool {
-        let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.get(&key(url, bytes)).is_some_and(|until| *until > now)
+        self.given.get(&key(url, bytes), now).is_some()
     }
 
     /// A place among those who listen; [`Self::leave`] gives it back.

@@ -9,7 +9,7 @@ use crate::{
     authorize::PublicRule,
     config::{Config, Period},
     http::{
-        mirror::rewrite::Kind,
+        mirror::rewrite::HubFile,
         rules::{Front, Treatment},
     },
     task::{Filter, Identity, Rules, id},
@@ -60,7 +60,7 @@ fn explain(url: &Url, config: &Config) -> Result<Explanation, String> {
         ..Rules::default()
     };
     // The mirror keeps the Hub's own small files by their commit.
-    let hubs = front.hub().and_then(Url::host_str) == Some(host) && matches!(Kind::of(url), Kind::File { .. });
+    let hubs = front.hub().and_then(Url::host_str) == Some(host) && HubFile::of(url).is_some();
     let kept = treatment.store || hubs;
     let identity = Identity::of(&treatment.url, &rules);
     let port = url.port_or_known_default().unwrap_or(0);

@@ -8,7 +8,7 @@ use std::{ops::Range, rc::Rc, sync::Arc};
 
 use hyper::{HeaderMap, StatusCode, header};
 
-use super::{Found, Source, begin, complete, is_wrong};
+use super::{Found, Source, begin, complete, is_whole};
 use crate::{
     authorize::{Allowed, Ground},
     http::head::RequestHead,
@@ -88,10 +88,6 @@ fn asked(head: &RequestHead, url: &XorbUrl) -> Option<(u64, u64)> {
     let (range, None) = (lines.next()?, lines.next()) else { return None };
     let plain = CONDITIONS.iter().all(|name| head.get(name).is_none());
     url.asked(range).filter(|_| plain)
-}
-
-fn is_whole(held: &Arc<Held>) -> bool {
-    held.bitmap().is_full() && !is_wrong(held.verdict())
 }
 
 fn claim(held: &Held) -> Option<Claim> {

@@ -9,7 +9,7 @@ use super::{
     etag::Etag,
     head::{decimal, list},
     range::ContentRange,
-    response::{end_to_end, is_recomputed},
+    response::{end_to_end, field, is_recomputed},
 };
 use crate::task::piece::MAX_TASK_LEN;
 
@@ -100,7 +100,7 @@ fn cacheable(status: u16, headers: &[(String, Vec<u8>)], asked: Asked) -> Result
         return Err(Reason::Status(status));
     }
     refuse_by_cache_control(headers)?;
-    if get(headers, "set-cookie").is_some() {
+    if field(headers, "set-cookie").is_some() {
         return Err(Reason::SetCookie);
     }
     if let Some(vary) = elements(headers, "vary").find(|field| !is_harmless_to_vary_on(field)) {
@@ -114,7 +114,7 @@ fn cacheable(status: u16, headers: &[(String, Vec<u8>)], asked: Asked) -> Result
     if len > MAX_TASK_LEN {
         return Err(Reason::TooLong(len));
     }
-    let etag = get(headers, "etag").and_then(Etag::parse).filter(Etag::is_strong);
+    let etag = field(headers, "etag").and_then(Etag::parse).filter(Etag::is_strong);
     if etag.is_none() && !asked.content_addressed {
         return Err(Reason::NoValidator);
     }
@@ -155,7 +155,7 @@ fn ranges(status: u16, headers: &[(String, Vec<u8>)], asked: Asked) -> Result<bo
 
 fn whole_len(status: u16, headers: &[(String, Vec<u8>)]) -> Option<u64> {
     if status == 206 {
-        return ContentRange::parse(get(headers, "content-range")?).filter(|it| it.range.is_some())?.total;
+        return ContentRange::parse(field(headers, "content-range")?).filter(|it| it.range.is_some())?.total;
     }
     let mut lengths = elements(headers, "content-length").map(decimal);
     let first = lengths.next()??;
@@ -179,10 +179,6 @@ fn kept(headers: &[(String, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, Reason>
 /// reply.
 fn describes_message(name: &str) -> bool {
     matches!(name, "content-digest" | "content-md5")
-}
-
-fn get<'a>(headers: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
-    headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_slice())
 }
 
 fn elements<'a>(headers: &'a [(String, Vec<u8>)], name: &'a str) -> impl Iterator<Item = &'a [u8]> {

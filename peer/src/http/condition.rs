@@ -1,6 +1,6 @@
 //! Conditional requests [pure] (RFC 9110 §13), against one stored representation.
 
-use super::{date, etag::Etag, head::RequestHead};
+use super::{date, etag::Etag, head::RequestHead, response::field};
 
 /// The validators of what would be sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Outcome {
 impl Stored {
     /// The validators among the stored headers of the origin (names in lower case).
     pub fn of(headers: &[(String, Vec<u8>)], now: i64) -> Self {
-        let get = |name: &str| headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_slice());
+        let get = |name: &str| field(headers, name);
         Self {
             etag: get("etag").and_then(Etag::parse),
             last_modified: get("last-modified").and_then(|value| date::parse(value, now)),

@@ -13,7 +13,7 @@ use super::{
     head::{self, Framing, HeadError, HeadLimits, Parsed, RequestHead, Version},
     mirror::{
         self,
-        rewrite::{Base, Kind},
+        rewrite::{Base, is_directions},
     },
     response::{self, About, Party, Selection},
     route::{self, Arrival, ORIGIN_PREFIX, Route},
@@ -23,7 +23,7 @@ use super::{
     wishes::{self, Wishes},
 };
 use crate::{
-    fetch::{self, Terms},
+    fetch::{self, Found, Terms},
     limits,
     metrics::{Outcome, Way},
     reply,
@@ -187,13 +187,22 @@ impl Exchange {
     async fn run(self, transport: &mut Transport, treatment: Treatment) -> Result<Done, ExchangeError> {
         let request = self.request(treatment.url.clone());
         let plain_get = self.head.method == "GET" && self.head.framing() == Framing::None;
-        // A xet reconstruction is made for its caller, and a range in its request means something else.
-        let made = matches!(Kind::of(&request.url), Kind::Links);
-        if !plain_get || made || self.head.upgrade().is_some() || !self.may_store(&treatment) {
+        // A range in a request for a xet reconstruction means something else.
+        if !plain_get || is_directions(&request.url) || self.head.upgrade().is_some() {
             return forward::forward(self, transport, request).await;
         }
-        let found = fetch::find(&self.shard, &request, &self.head, &self.naming(&treatment)).await;
+        let found = self.find(&request, &treatment).await;
         reply::found(self, transport, request, found).await
+    }
+
+    /// The task that a GET asks for, if the store may have it: the client's own wish outranks the rule.
+    pub async fn find(&self, request: &OriginRequest, treatment: &Treatment) -> Found {
+        if !self.wishes.store.unwrap_or(treatment.store) {
+            return Found::Straight(
+                "neither intercept.hosts nor a rule keeps it, or the client wants it so".to_owned(),
+            );
+        }
+        fetch::find(&self.shard, request, &self.head, &self.terms(treatment)).await
     }
 
     /// The rules of what is served, kept and reached.
@@ -204,21 +213,11 @@ impl Exchange {
     /// What an origin is asked in this request's name.
     pub fn request(&self, url: Url) -> OriginRequest {
         let headers = response::end_to_end(&self.head.headers).filter(|(name, _)| !wishes::is_wish(name));
-        let mut headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
-        if self.base.is_some() && matches!(Kind::of(&url), Kind::Links) {
-            headers.retain(|(name, _)| name != "accept-encoding");
-            headers.push(("accept-encoding".to_owned(), b"identity".to_vec()));
-        }
-        OriginRequest::new(url, headers)
-    }
-
-    /// Whether the store may have the file: the client's own wish outranks the rule.
-    pub fn may_store(&self, treatment: &Treatment) -> bool {
-        self.wishes.store.unwrap_or(treatment.store)
+        OriginRequest::new(url, headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect())
     }
 
     /// How the file is named and given out.
-    pub fn naming(&self, treatment: &Treatment) -> Terms {
+    fn terms(&self, treatment: &Treatment) -> Terms {
         let mut terms = Terms::of(treatment);
         if !self.wishes.drop_params.is_empty() {
             let base = terms.filter.unwrap_or_else(|| self.shard.node.rules.filter.clone());
@@ -236,10 +235,9 @@ impl Exchange {
         }
     }
 
-    /// Whether the answer's body is JSON whose URLs must lead here.
-    pub fn turns_bodies(&self) -> bool {
-        let kind = || self.head.url("https").map(|url| Kind::of(&url));
-        self.base.is_some() && self.head.method != "HEAD" && kind() == Some(Kind::Links)
+    /// Whether the body of the answer to this request is JSON whose URLs must lead here.
+    pub fn turns_body(&self, request: &OriginRequest) -> bool {
+        self.base.is_some() && self.head.method != "HEAD" && is_directions(&request.url)
     }
 
     /// Such a body; `None`: it is no JSON.
@@ -254,11 +252,7 @@ impl Exchange {
 
     async fn refuse_with(self, transport: &mut Transport, refusal: Refusal) -> Result<Done, ExchangeError> {
         let Refusal { status, sentence, fields } = refusal;
-        let keep = self.keeps() && self.head.framing() == Framing::None && self.head.method != "CONNECT";
-        let head_only = self.head.method == "HEAD";
-        let about = self.about(keep, 0);
-        transport.send(response::error_reply(status, Party::Client, &sentence, fields, head_only, &about)).await?;
-        Ok(Done { outcome: Outcome::Refused, keep })
+        self.error(transport, status, Party::Client, &sentence, fields).await
     }
 
     /// Answers with an error of our own. The connection is kept if the request had no body that is still to come.
@@ -269,9 +263,21 @@ impl Exchange {
         party: Party,
         sentence: &str,
     ) -> Result<Done, ExchangeError> {
-        let keep = self.keeps() && self.head.framing() == Framing::None;
+        self.error(transport, status, party, sentence, &[]).await
+    }
+
+    async fn error(
+        &self,
+        transport: &mut Transport,
+        status: u16,
+        party: Party,
+        sentence: &str,
+        fields: &[(&str, &str)],
+    ) -> Result<Done, ExchangeError> {
+        // Behind a CONNECT comes what is meant for its tunnel.
+        let keep = self.keeps() && self.head.framing() == Framing::None && self.head.method != "CONNECT";
         let head_only = self.head.method == "HEAD";
-        let answer = response::error_reply(status, party, sentence, &[], head_only, &self.about(keep, 0));
+        let answer = response::error_reply(status, party, sentence, fields, head_only, &self.about(keep, 0));
         transport.send(answer).await?;
         let outcome = if status < 500 { Outcome::Refused } else { Outcome::Error };
         Ok(Done { outcome, keep })

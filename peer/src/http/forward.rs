@@ -36,8 +36,11 @@ pub async fn forward(
     let origin = &exchange.shard.node.origin;
     let mut request = request;
     let hears = Overheard::concerns(&exchange.shard.node, &exchange.head.method, &request);
-    // What is listened to must not be compressed.
-    request.headers.retain(|(name, _)| name != "expect" && !(hears && name == "accept-encoding"));
+    let reading = Reading { hears, turns: exchange.turns_body(&request) };
+    request.headers.retain(|(name, _)| name != "expect" && !(reading.is_plain() && name == "accept-encoding"));
+    if reading.is_plain() {
+        request.headers.push(("accept-encoding".to_owned(), b"identity".to_vec()));
+    }
     let asking = origin.forward(method, &request, body);
     tokio::pin!(asking);
     let answer = loop {
@@ -47,7 +50,7 @@ pub async fn forward(
         }
     };
     match answer {
-        Ok(answer) => relay(&exchange, transport, answer, upload, hears).await,
+        Ok(answer) => relay(&exchange, transport, answer, upload, reading).await,
         Err(error) => {
             tracing::warn!(%error, "passing a request through failed");
             let party = if error.status().is_client_error() { Party::Client } else { Party::Origin };
@@ -77,19 +80,37 @@ pub async fn hand_on(
     Ok(Done { outcome: outcome_of(answer.status.as_u16()), keep })
 }
 
+/// What the node itself reads in an answer that it passes on.
+#[derive(Clone, Copy)]
+struct Reading {
+    /// The URLs that it gives the client: see [`Overheard`].
+    hears: bool,
+    /// All of it, to turn its URLs to the mirror.
+    turns: bool,
+}
+
+impl Reading {
+    /// Whether the answer must not come compressed.
+    fn is_plain(self) -> bool {
+        self.hears || self.turns
+    }
+}
+
 async fn relay(
     exchange: &Exchange,
     transport: &mut Transport,
     answer: hyper::Response<OriginBody>,
     mut upload: Upload,
-    hears: bool,
+    reading: Reading,
 ) -> Result<Done, ExchangeError> {
     let (parts, mut body) = answer.into_parts();
     let mut headers = pairs(&parts.headers);
     headers.retain(|(name, _)| name != "content-length");
     exchange.turn(&mut headers);
-    if parts.status.is_success() && exchange.turns_bodies() {
-        return turned(exchange, transport, parts.status.as_u16(), &headers, body, upload, hears).await;
+    let heard = reading.hears && parts.status == 200 && !parts.headers.contains_key("content-encoding");
+    let mut overheard = heard.then(|| Overheard::begin(&exchange.shard.node)).flatten();
+    if parts.status.is_success() && reading.turns {
+        return turned(exchange, transport, parts.status.as_u16(), &headers, body, upload, overheard).await;
     }
     let framing = relayed_framing(exchange, parts.status.as_u16(), &parts.headers, &body);
     // The head promises to keep the connection before it is known whether all of the request was read.
@@ -97,18 +118,8 @@ async fn relay(
     let head = response::relayed_reply(parts.status.as_u16(), &headers, framing, &exchange.about(keep, 0));
     transport.send(head).await?;
     exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
-    let plain = parts.status == 200 && !parts.headers.contains_key("content-encoding");
-    let mut overheard = (hears && plain).then(|| Overheard::begin(&exchange.shard.node)).flatten();
     if exchange.head.method != "HEAD" && framing != RelayedBody::None {
-        loop {
-            let chunk = tokio::select! {
-                chunk = body.chunk() => chunk?,
-                ready = upload.ready(transport), if upload.goes_on() => {
-                    upload.step(ready, transport).await;
-                    continue;
-                }
-            };
-            let Some(chunk) = chunk else { break };
+        while let Some(chunk) = upload.while_waiting_for(&mut body, transport).await? {
             overheard.iter_mut().for_each(|overheard| overheard.take(&chunk));
             exchange.shard.node.metrics.sent(chunk.len() as u64);
             transport.send(if framing == RelayedBody::Chunked { framed_chunk(&chunk) } else { chunk.to_vec() }).await?;
@@ -132,28 +143,18 @@ async fn turned(
     headers: &[(String, Vec<u8>)],
     mut body: OriginBody,
     mut upload: Upload,
-    hears: bool,
+    mut overheard: Option<Overheard>,
 ) -> Result<Done, ExchangeError> {
     let mut whole = Vec::new();
-    loop {
-        let chunk = tokio::select! {
-            chunk = body.chunk() => chunk?,
-            ready = upload.ready(transport), if upload.goes_on() => {
-                upload.step(ready, transport).await;
-                continue;
-            }
-        };
-        let Some(chunk) = chunk else { break };
+    while let Some(chunk) = upload.while_waiting_for(&mut body, transport).await? {
+        overheard.iter_mut().for_each(|overheard| overheard.take(&chunk));
         whole.extend_from_slice(&chunk);
         if whole.len() > limits::TURNED_BODY {
             let sentence = "the answer is longer than the mirror can turn to itself";
             return exchange.refuse(transport, 502, Party::Node, sentence).await;
         }
     }
-    if let Some(mut overheard) = hears.then(|| Overheard::begin(&exchange.shard.node)).flatten() {
-        overheard.take(&whole);
-        overheard.end();
-    }
+    overheard.into_iter().for_each(Overheard::end);
     let whole = exchange.turned_json(&whole).unwrap_or(whole);
     let keep = exchange.keeps() && upload.whole;
     let length = RelayedBody::Length(whole.len() as u64);
@@ -268,6 +269,20 @@ impl Upload {
 
     fn goes_on(&self) -> bool {
         self.frames.is_some()
+    }
+
+    /// The next bytes of the answer; the request's body goes on meanwhile.
+    async fn while_waiting_for(
+        &mut self,
+        body: &mut OriginBody,
+        transport: &mut Transport,
+    ) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            tokio::select! {
+                chunk = body.chunk() => return chunk,
+                ready = self.ready(transport), if self.goes_on() => self.step(ready, transport).await,
+            }
+        }
     }
 
     /// May be dropped: it takes nothing.

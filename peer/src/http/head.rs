@@ -2,7 +2,10 @@
 
 use url::Url;
 
-use super::target::{Authority, Target};
+use super::{
+    response::field,
+    target::{Authority, Target},
+};
 
 /// Bounds of a request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +165,7 @@ impl RequestHead {
 
     /// The value of the first line with this lower-case name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_slice())
+        field(&self.headers, name)
     }
 
     /// The values of all lines with this lower-case name, in order.

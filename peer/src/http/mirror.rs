@@ -7,11 +7,7 @@
 
 pub mod rewrite;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use hyper::Method;
 use tokio::time::Instant;
@@ -21,17 +17,18 @@ use super::{
     connection::{Done, Exchange, ExchangeError},
     forward::{self, pairs},
     head::decimal,
-    response::{self, RelayedBody},
+    response::{self, RelayedBody, field},
     transport::Transport,
 };
 use crate::{
     authorize,
-    fetch::{self, Found},
+    expiring::Expiring,
+    fetch::Found,
     metrics::Outcome,
     reply,
     swarm::{OriginError, OriginRequest},
 };
-use rewrite::{Kind, Resolved};
+use rewrite::{HubFile, Resolved};
 
 /// The Hub's answers about files that are remembered: some 2 KiB each.
 const MAX_ANSWERS: usize = 2048;
@@ -44,70 +41,46 @@ pub struct Answer {
     status: u16,
     /// Names in lower case.
     headers: Vec<(String, Vec<u8>)>,
+    /// What follows from them.
+    resolved: Resolved,
 }
 
 /// What the Hub said of late, by URL and by whoever asked.
-#[derive(Debug, Default)]
-pub struct Memory(Mutex<Answers>);
+#[derive(Debug)]
+pub struct Memory(Expiring<Arc<Answer>>);
 
-/// Until when each is remembered.
-type Answers = HashMap<[u8; 32], (Instant, Arc<Answer>)>;
-
-impl Memory {
-    fn lock(&self) -> MutexGuard<'_, Answers> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn get(&self, key: &[u8; 32]) -> Option<Arc<Answer>> {
-        self.lock().get(key).filter(|(until, _)| *until > Instant::now()).map(|(_, answer)| Arc::clone(answer))
-    }
-
-    /// Where there is no room, nothing is remembered: the Hub is asked again.
-    fn put(&self, key: [u8; 32], answer: &Arc<Answer>, life: Duration) {
-        let (mut all, now) = (self.lock(), Instant::now());
-        if all.len() >= MAX_ANSWERS {
-            all.retain(|_, (until, _)| *until > now);
-        }
-        if all.len() < MAX_ANSWERS && !life.is_zero() {
-            all.insert(key, (now + life, Arc::clone(answer)));
-        }
-    }
-
-    fn forget(&self, key: &[u8; 32]) {
-        self.lock().remove(key);
+impl Default for Memory {
+    fn default() -> Self {
+        Self(Expiring::new(MAX_ANSWERS))
     }
 }
 
 /// Answers a request for the Hub at `url`.
 pub async fn serve(exchange: Exchange, transport: &mut Transport, url: Url) -> Result<Done, ExchangeError> {
     let request = exchange.request(url);
-    let file = match Kind::of(&request.url) {
-        Kind::File { before, revision, after } => (before, revision, after),
-        Kind::Links | Kind::Other => return forward::forward(exchange, transport, request).await,
-    };
-    if !matches!(exchange.head.method.as_str(), "GET" | "HEAD") {
+    let looks = matches!(exchange.head.method.as_str(), "GET" | "HEAD");
+    let Some(file) = HubFile::of(&request.url).filter(|_| looks) else {
         return forward::forward(exchange, transport, request).await;
-    }
+    };
     let key = authorize::key_of(&request);
     let life = exchange.shard.node.config.authorize.cap.0;
-    let life = if rewrite::is_commit(&file.1) { life } else { life.min(BRANCH) };
+    let life = if rewrite::is_commit(&file.revision) { life } else { life.min(BRANCH) };
     let answer = match ask(&exchange, key, &request, life).await {
         Ok(answer) => answer,
         Err(error) => return forward::hand_on(exchange, transport, &error).await,
     };
-    let resolved = rewrite::resolved(answer.status, &answer.headers, &request.url);
-    match resolved {
-        Resolved::Elsewhere(url) if exchange.head.method == "HEAD" && exchange.front().serves(host(&url)) => {
+    let is_head = exchange.head.method == "HEAD";
+    match &answer.resolved {
+        Resolved::Elsewhere(url) if is_head && exchange.front().serves(host(url)) => {
             let (headers, len) = rewrite::as_if_here(&answer.headers);
             head(&exchange, transport, 200, headers, len).await
         }
-        _ if exchange.head.method == "HEAD" => {
-            let len = answer.headers.iter().find(|(name, _)| name == "content-length");
-            let len = len.and_then(|(_, value)| decimal(value));
+        _ if is_head => {
+            let len = field(&answer.headers, "content-length").and_then(decimal);
             head(&exchange, transport, answer.status, answer.headers.clone(), len).await
         }
-        Resolved::Elsewhere(url) if exchange.front().serves(host(&url)) => {
-            elsewhere(exchange, transport, &request, url, &answer, key).await
+        Resolved::Elsewhere(url) if exchange.front().serves(host(url)) => {
+            elsewhere(exchange, transport, &request, url.clone(), &answer, key).await
         }
         Resolved::Here => small(exchange, transport, request, file, &answer).await,
         _ => forward::forward(exchange, transport, request).await,
@@ -126,19 +99,21 @@ async fn ask(
     most: Duration,
 ) -> Result<Arc<Answer>, OriginError> {
     let node = &exchange.shard.node;
-    if let Some(known) = node.mirrored.get(&key) {
+    if let Some(known) = node.mirrored.0.get(&key, Instant::now()) {
         return Ok(known);
     }
     let mut question = request.clone();
     question.headers.retain(|(name, _)| name != "range" && !name.starts_with("if-"));
     let response = node.origin.forward(Method::HEAD, &question, http_body_util::Empty::<bytes::Bytes>::new()).await?;
-    let answer = Arc::new(Answer { status: response.status().as_u16(), headers: pairs(response.headers()) });
-    let life = match rewrite::resolved(answer.status, &answer.headers, &request.url) {
-        Resolved::Elsewhere(url) => authorize::life_of(&url, most),
+    let (status, headers) = (response.status().as_u16(), pairs(response.headers()));
+    let resolved = rewrite::resolved(status, &headers, &request.url);
+    let life = match &resolved {
+        Resolved::Elsewhere(url) => authorize::life_of(url, most),
         Resolved::Here => most,
         Resolved::Other => Duration::ZERO,
     };
-    node.mirrored.put(key, &answer, life);
+    let answer = Arc::new(Answer { status, headers, resolved });
+    node.mirrored.0.insert(key, Arc::clone(&answer), Instant::now(), life);
     Ok(answer)
 }
 
@@ -173,11 +148,10 @@ async fn elsewhere(
     headers.retain(|(name, _)| !matches!(name.as_str(), "authorization" | "cookie"));
     let treatment = exchange.front().treat(url);
     let at_cdn = OriginRequest::new(treatment.url.clone(), headers);
-    let node = Arc::clone(&exchange.shard.node);
-    let found = fetch::find(&exchange.shard, &at_cdn, &exchange.head, &exchange.naming(&treatment)).await;
+    let found = exchange.find(&at_cdn, &treatment).await;
     // A URL that the CDN no longer takes must not be remembered.
     if matches!(found, Found::Answer(_)) {
-        node.mirrored.forget(&key);
+        exchange.shard.node.mirrored.0.remove(&key);
     }
     reply::found(exchange, transport, at_cdn, found).await
 }
@@ -187,11 +161,11 @@ async fn small(
     exchange: Exchange,
     transport: &mut Transport,
     request: OriginRequest,
-    (before, revision, after): (String, String, String),
+    file: HubFile,
     answer: &Answer,
 ) -> Result<Done, ExchangeError> {
-    let told = answer.headers.iter().find(|(name, _)| name == "x-repo-commit");
-    let told = told.and_then(|(_, value)| String::from_utf8(value.clone()).ok());
+    let HubFile { before, revision, after } = file;
+    let told = field(&answer.headers, "x-repo-commit").and_then(|value| String::from_utf8(value.to_vec()).ok());
     let commit = Some(revision).filter(|revision| rewrite::is_commit(revision)).or(told);
     let Some(commit) = commit.filter(|commit| rewrite::is_commit(commit)) else {
         return forward::forward(exchange, transport, request).await;
@@ -200,9 +174,6 @@ async fn small(
     by_commit.url.set_path(&format!("{before}{commit}{after}"));
     let mut treatment = exchange.front().treat(by_commit.url.clone());
     treatment.store |= treatment.rule.is_none();
-    if !exchange.may_store(&treatment) {
-        return forward::forward(exchange, transport, by_commit).await;
-    }
-    let found = fetch::find(&exchange.shard, &by_commit, &exchange.head, &exchange.naming(&treatment)).await;
+    let found = exchange.find(&by_commit, &treatment).await;
     reply::found(exchange, transport, by_commit, found).await
 }

@@ -205,6 +205,11 @@ pub fn end_to_end(headers: &[(String, Vec<u8>)]) -> impl Iterator<Item = (&str, 
     headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).filter(move |(name, _)| passes(name))
 }
 
+/// The value of the first line with this lower-case name.
+pub fn field<'a>(headers: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
+    headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_slice())
+}
+
 /// Whether a lower-case name belongs to one connection only.
 pub fn is_hop_by_hop(name: &str) -> bool {
     matches!(

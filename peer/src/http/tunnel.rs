@@ -1,12 +1,8 @@
 //! CONNECT: hosts that the node serves are terminated here, all others reached untouched (RFC 9110 section 9.3.6).
 
-use std::{
-    collections::HashMap,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{rc::Rc, sync::Arc};
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
     connection::{self, Exchange},
@@ -15,12 +11,15 @@ use super::{
     transport::Transport,
 };
 use crate::{
-    intercept::listener::{Look, look},
-    limits,
+    expiring::Expiring,
+    intercept::{
+        listener::{Look, look},
+        passthrough::join,
+    },
     metrics::{Direction, HandshakeFailure, Outcome, PassReason, Way},
     shard::Shard,
     tls::{AcceptError, Distrust, TlsStream},
-    uring::{Socket, splice_both},
+    uring::Socket,
 };
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -30,23 +29,12 @@ const HTTPS: u16 = 443;
 const MAX_DISTRUSTING: usize = 1024;
 
 /// Clients that did not trust the node's certificate: their tunnels are passed on for a while.
-#[derive(Debug, Default)]
-pub struct Distrusting(Mutex<HashMap<[u8; 32], Instant>>);
+#[derive(Debug)]
+pub struct Distrusting(Expiring<()>);
 
-impl Distrusting {
-    fn contains(&self, client: &[u8; 32]) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(client).is_some_and(|until| *until > Instant::now())
-    }
-
-    fn insert(&self, client: [u8; 32], until: Instant) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_DISTRUSTING {
-            all.retain(|_, until| *until > Instant::now());
-        }
-        if all.len() < MAX_DISTRUSTING {
-            all.insert(client, until);
-        }
+impl Default for Distrusting {
+    fn default() -> Self {
+        Self(Expiring::new(MAX_DISTRUSTING))
     }
 }
 
@@ -54,7 +42,8 @@ impl Distrusting {
 pub async fn serve(exchange: Exchange, mut transport: Transport, host: String, port: u16) {
     let node = Arc::clone(&exchange.shard.node);
     let client = client_of(&exchange, &transport);
-    let terminate = exchange.front().serves(&host) && port == HTTPS && !node.distrusting.contains(&client);
+    let terminate =
+        exchange.front().serves(&host) && port == HTTPS && node.distrusting.0.get(&client, Instant::now()).is_none();
     if !terminate {
         return pass(exchange, transport, &host, port).await;
     }
@@ -107,7 +96,7 @@ async fn terminated(shard: Rc<Shard>, socket: Socket, first: Vec<u8>, name: Stri
     if let Some(distrust) = distrust {
         node.metrics.handshake_failure(HandshakeFailure::Untrusted);
         let how_long = node.config.intercept.bypass_for.get();
-        node.distrusting.insert(client, Instant::now() + how_long);
+        node.distrusting.0.insert(client, (), Instant::now(), how_long);
         tracing::warn!(
             client = %socket.peer_addr().ip(), host = name, ?distrust, ?how_long,
             "a client of the proxy does not trust this node's certificate authority; its tunnels are passed on for now. \
@@ -157,16 +146,14 @@ async fn joined(shard: &Shard, client: &Socket, first: Vec<u8>, host: &str, port
 }
 
 async fn spliced(shard: &Shard, client: &Socket, first: Vec<u8>, server: &Socket) {
-    let ahead = first.len() as u64;
-    if !first.is_empty() && !matches!(timeout(limits::PASS_CONNECT_WAIT, server.send_all(first)).await, Ok((Ok(()), _)))
-    {
-        return client.abort();
-    }
-    match splice_both(client, server).await {
+    match join(client, first, server).await {
         Ok(moved) => {
-            shard.node.metrics.passed(Direction::Up, moved.forth + ahead);
+            shard.node.metrics.passed(Direction::Up, moved.forth);
             shard.node.metrics.passed(Direction::Down, moved.back);
         }
-        Err(error) => tracing::debug!(%error, "a tunnel broke"),
+        Err(error) => {
+            client.abort();
+            tracing::debug!(%error, "a tunnel broke");
+        }
     }
 }

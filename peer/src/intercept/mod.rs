@@ -8,7 +8,7 @@ pub mod bypass;
 pub mod client_hello;
 pub mod listener;
 pub mod local;
-mod passthrough;
+pub(crate) mod passthrough;
 pub mod redirect;
 pub mod resolver;
 

@@ -14,7 +14,7 @@ use crate::{
 
 /// Why a connection could not be passed on.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PassError {
+pub(crate) enum PassError {
     /// The original destination did not take the connection.
     #[error("connecting to {0}: {1}")]
     Connect(SocketAddr, #[source] io::Error),
@@ -35,13 +35,18 @@ pub(super) async fn pass_through(
     destination: SocketAddr,
     mark: u32,
 ) -> Result<Spliced, PassError> {
-    let server = connect(destination, mark).await?;
+    join(client, already, &connect(destination, mark).await?).await
+}
+
+/// Joins a client to its server until both have ended; `already` are the bytes that the client has sent so far. On an error
+/// the client is the caller's to reset.
+pub(crate) async fn join(client: &Socket, already: Vec<u8>, server: &Socket) -> Result<Spliced, PassError> {
     let sent_ahead = already.len() as u64;
     if !already.is_empty() {
         let ahead = timeout(limits::PASS_CONNECT_WAIT, server.send_all(already)).await;
         ahead.map_err(|_| PassError::Broken(io::ErrorKind::TimedOut.into()))?.0.map_err(PassError::Broken)?;
     }
-    let spliced = splice_both(client, &server).await.map_err(PassError::Broken)?;
+    let spliced = splice_both(client, server).await.map_err(PassError::Broken)?;
     Ok(Spliced { forth: spliced.forth + sent_ahead, ..spliced })
 }
 

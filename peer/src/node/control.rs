@@ -13,7 +13,7 @@ use super::{Node, NodeError};
 use crate::{
     admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
     config::InterceptMode,
-    fetch::Brought,
+    fetch::{Brought, Terms},
     intercept::resolver,
     limits,
     store::{TaskInfo, Verdict},
@@ -147,17 +147,18 @@ impl Control for Node {
             return Err(PreheatRefusal::Full("the node is draining".to_owned()));
         }
         let url = Url::parse(&wanted.url).map_err(|error| PreheatRefusal::Wrong(error.to_string()))?;
-        let treatment = self.front.treat(url.clone());
+        let label = crate::task::id::label(&url);
+        let treatment = self.front.treat(url);
         if !treatment.store {
             let host = treatment.url.host_str().unwrap_or_default();
             let why = format!("{host} is not one of the hosts in intercept.hosts, and no rule keeps its files");
             return Err(PreheatRefusal::NotServed(why));
         }
         let headers = wanted.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into_bytes()));
-        let label = crate::task::id::label(&url);
-        let request = OriginRequest::new(url, headers.collect());
+        let terms = Terms::of(&treatment);
+        let request = OriginRequest::new(treatment.url, headers.collect());
         let full = || PreheatRefusal::Full(format!("{} preheats wait already", limits::PREHEATS));
-        self.preheats.offer(label, request, wanted.pin).ok_or_else(full)
+        self.preheats.offer(label, request, terms, wanted.pin).ok_or_else(full)
     }
 
     fn preheats(&self) -> Vec<Preheat> {

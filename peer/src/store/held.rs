@@ -205,6 +205,11 @@ impl Held {
         &self.bitmap
     }
 
+    /// Bytes in pieces that count.
+    pub fn held_bytes(&self) -> u64 {
+        self.state.held_bytes.load(Ordering::Relaxed)
+    }
+
     /// The data file: byte `n` of the task is byte `n` of the file. Read only what [`Self::valid_end`] allows.
     pub fn file(&self) -> &Arc<File> {
         &self.data

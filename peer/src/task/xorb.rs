@@ -13,6 +13,8 @@ use std::io::Read as _;
 
 use lz4_flex::frame::FrameDecoder;
 
+use super::id::hex;
+
 /// Version, length stored (3 bytes), scheme, length unpacked (3 bytes).
 const HEADER: usize = 8;
 /// 128 KiB: the longest chunk.
@@ -203,8 +205,7 @@ fn children(level: &[Leaf]) -> usize {
 fn node(children: &[Leaf]) -> Leaf {
     let (mut hasher, mut len) = (blake3::Hasher::new_keyed(&NODE_KEY), 0);
     for (hash, child) in children {
-        let text: String = turned(hash).iter().map(|byte| format!("{byte:02x}")).collect();
-        hasher.update(format!("{text} : {child}\n").as_bytes());
+        hasher.update(format!("{} : {child}\n", hex(&turned(hash))).as_bytes());
         len += child;
     }
     (*hasher.finalize().as_bytes(), len)

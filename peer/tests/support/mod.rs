@@ -7,6 +7,7 @@ use std::{
 
 use pondhawk_bench::{
     clients::{Client, Wanted},
+    hub::Stats,
     lab::{Netns, root_or_skip},
     stage::{Download, Setting, Stage},
 };
@@ -48,6 +49,12 @@ pub(crate) fn can_run(test: &str, clients: &[Client]) -> bool {
     assert!(!required, "{test}, which {REQUIRE_ALL}=1 forbids to leave out: {}", missing.join("; "));
     eprintln!("left out: {test}: {}", missing.join("; "));
     false
+}
+
+/// GETs of xorbs, and bytes of them that the hub sent.
+pub(crate) fn xorbs(stats: &Stats) -> (u64, u64) {
+    let xorbs = stats.objects.iter().filter(|(label, _)| label.starts_with("xorb/"));
+    xorbs.fold((0, 0), |(gets, bytes), (_, xorb)| (gets + xorb.all_gets(), bytes + xorb.body_bytes))
 }
 
 impl Site {

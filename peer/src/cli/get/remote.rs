@@ -12,7 +12,7 @@ use super::{
     progress::Progress,
     reference::Reference,
     web::{Lines, Way, Web},
-    work::plain,
+    work,
 };
 
 /// Files that the Hub is asked for at a time.
@@ -44,12 +44,8 @@ pub(crate) async fn places(
     progress: &Progress,
 ) -> Result<Places, GetError> {
     let endpoint = rights.endpoint()?;
-    let reference = match Reference::is_meant(what) {
-        true => Some(Reference::parse(what)?),
-        false => Reference::of_url(&plain(what)?, &endpoint),
-    };
-    let Some(reference) = reference else {
-        return Ok(Places { places: vec![Place { url: plain(what)?, lines: rights.lines()? }], on_hub: 0 });
+    let Some(reference) = work::reference(what, &endpoint)? else {
+        return Ok(Places { places: vec![Place { url: work::plain(what)?, lines: rights.lines()? }], on_hub: 0 });
     };
     let web = Web::new(Way::default(), &endpoint, progress.clone())?;
     let hub = Hub::new(endpoint, rights.token()?.as_deref(), rights.lines()?);

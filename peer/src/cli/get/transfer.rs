@@ -18,7 +18,7 @@ use super::{
 use crate::{
     http::{head::decimal, range::ContentRange},
     swarm::retry::{Backoff, Class, Jitter, classify_status},
-    task::id,
+    task::id::{self, hex},
 };
 
 /// Redirects from a plain URL to its bytes.
@@ -331,11 +331,6 @@ impl From {
 /// 16 digits that stand for a content.
 pub(crate) fn tag(identity: &str) -> String {
     hex(&digest(&SHA256, identity.as_bytes()).as_ref()[..8])
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether a request without an answer may be made again.

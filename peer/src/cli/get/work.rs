@@ -14,9 +14,10 @@ use super::{
     progress::Progress,
     reference::Reference,
     report::{FileReport, Report},
-    transfer::{Got, Promise, Source, Transfer, hex, tag},
+    transfer::{Got, Promise, Source, Transfer, tag},
     web::Web,
 };
+use crate::task::id::hex;
 
 /// What all files of one command share.
 struct Run {
@@ -52,11 +53,7 @@ pub(super) async fn run(get: &Get, progress: Progress, report: &mut Report) -> R
     let lines = get.rights.lines()?;
     let web = Web::new(get.way(), &endpoint, progress.clone())?;
     let digest = get.wanted_digest()?;
-    let reference = match Reference::is_meant(&get.what) {
-        true => Some(Reference::parse(&get.what)?),
-        false => Reference::of_url(&plain(&get.what)?, &endpoint),
-    };
-    let Some(reference) = reference else {
+    let Some(reference) = reference(&get.what, &endpoint)? else {
         if get.recursive || get.hf_cache.is_some() || get.patterns.are_given() {
             let why = "--recursive, --include, --exclude and --hf-cache are for names of the Hub (hf://...)";
             return Err(GetError::Usage(why.to_owned()));
@@ -71,6 +68,14 @@ pub(super) async fn run(get: &Get, progress: Progress, report: &mut Report) -> R
         many(get, web, hub, progress, reference, report).await
     } else {
         one(get, web, hub, progress, reference, digest, report).await
+    }
+}
+
+/// The Hub's name that is meant; none: the text is the URL of something else.
+pub(super) fn reference(what: &str, endpoint: &Url) -> Result<Option<Reference>, GetError> {
+    match Reference::is_meant(what) {
+        true => Ok(Some(Reference::parse(what)?)),
+        false => Ok(Reference::of_url(&plain(what)?, endpoint)),
     }
 }
 

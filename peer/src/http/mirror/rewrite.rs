@@ -3,56 +3,49 @@
 use serde_json::Value;
 use url::Url;
 
-use crate::http::{route::ORIGIN_PREFIX, rules::Front};
+use crate::http::{head::decimal, response::field, route::ORIGIN_PREFIX, rules::Front};
 
-/// What a request to the mirror is about.
+/// The URL of a file at the Hub, in parts: `/{repository}/resolve/{revision}/{path}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A file: `/{repository}/resolve/{revision}/{path}`.
-    File {
-        /// The URL's path up to the revision, which it ends before.
-        before: String,
-        /// A branch, a tag, or a commit.
-        revision: String,
-        /// The rest of the path, with its slash.
-        after: String,
-    },
-    /// JSON whose URLs lead to hosts that this node serves: a xet token, a xet reconstruction, a batch of git-lfs.
-    Links,
-    /// Anything else: passed through.
-    Other,
+pub struct HubFile {
+    /// The URL's path up to the revision, which it ends before.
+    pub before: String,
+    /// A branch, a tag, or a commit.
+    pub revision: String,
+    /// The rest of the path, with its slash.
+    pub after: String,
 }
 
 /// Hexadecimal digits of a commit.
 const COMMIT_LEN: usize = 40;
 
-impl Kind {
-    /// By the path of the URL, at the Hub or at a host that the mirror leads to.
-    pub fn of(url: &Url) -> Self {
+impl HubFile {
+    /// By the path of the URL.
+    pub fn of(url: &Url) -> Option<Self> {
         let path = url.path();
-        if path.contains("/xet-read-token/") || path.contains("/reconstructions/") || path.ends_with("/objects/batch") {
-            return Self::Links;
+        if let Some(file) = path.strip_prefix("/api/resolve-cache/").and_then(cached_file) {
+            return Some(file);
         }
-        let cached = path.strip_prefix("/api/resolve-cache/");
-        match (cached.and_then(cached_file), path.split_once("/resolve/")) {
-            (Some(file), _) => file,
-            (None, Some((before, rest))) if !path.starts_with("/api/") => {
-                let (revision, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                let [before, revision, after] = [format!("{before}/resolve/"), revision.to_owned(), after.to_owned()];
-                Self::File { before, revision, after }
-            }
-            _ => Self::Other,
-        }
+        let (before, rest) = path.split_once("/resolve/").filter(|_| !path.starts_with("/api/"))?;
+        let (revision, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        Some(Self { before: format!("{before}/resolve/"), revision: revision.to_owned(), after: after.to_owned() })
     }
 }
 
 /// `{models|datasets|spaces}/{owner}/{name}/{commit}/{path}`, where the Hub leads to for small files.
-fn cached_file(rest: &str) -> Option<Kind> {
+fn cached_file(rest: &str) -> Option<HubFile> {
     let mut parts = rest.splitn(5, '/');
     let [kind, owner, name, revision, path] =
         [parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?];
     let before = format!("/api/resolve-cache/{kind}/{owner}/{name}/");
-    is_commit(revision).then(|| Kind::File { before, revision: revision.to_owned(), after: format!("/{path}") })
+    is_commit(revision).then(|| HubFile { before, revision: revision.to_owned(), after: format!("/{path}") })
+}
+
+/// Whether what is at the URL is made for its caller, and names further URLs for it: a xet token, a xet reconstruction, a
+/// batch of git-lfs.
+pub fn is_directions(url: &Url) -> bool {
+    let path = url.path();
+    path.contains("/xet-read-token/") || path.contains("/reconstructions/") || path.ends_with("/objects/batch")
 }
 
 /// Whether the revision is a commit, which always means the same files.
@@ -147,13 +140,10 @@ pub enum Resolved {
 
 /// Reads the answer to a HEAD of `asked`; names in lower case.
 pub fn resolved(status: u16, headers: &[(String, Vec<u8>)], asked: &Url) -> Resolved {
-    let text = |name: &str| {
-        let (_, value) = headers.iter().find(|(held, _)| held == name)?;
-        std::str::from_utf8(value).ok()
-    };
+    let location = || std::str::from_utf8(field(headers, "location")?).ok();
     match status {
         200 => Resolved::Here,
-        301 | 302 | 303 | 307 | 308 => match text("location").and_then(|location| asked.join(location).ok()) {
+        301 | 302 | 303 | 307 | 308 => match location().and_then(|location| asked.join(location).ok()) {
             Some(url) if url.host_str() != asked.host_str() => Resolved::Elsewhere(url),
             _ => Resolved::Other,
         },
@@ -164,12 +154,12 @@ pub fn resolved(status: u16, headers: &[(String, Vec<u8>)], asked: &Url) -> Reso
 /// The head of a file as a client should see it that follows redirects within one host: as if the Hub had the bytes.
 /// Gives the headers, and the length.
 pub fn as_if_here(headers: &[(String, Vec<u8>)]) -> (Vec<(String, Vec<u8>)>, Option<u64>) {
-    let find = |name: &str| headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.clone());
-    let len = find("x-linked-size").and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok());
+    let len = field(headers, "x-linked-size").and_then(decimal);
     let dropped = ["location", "content-length", "content-type", "etag", "vary"];
     let kept = headers.iter().filter(|(name, _)| !dropped.contains(&name.as_str()));
     let mut out: Vec<_> = kept.cloned().collect();
-    out.extend(find("x-linked-etag").or_else(|| find("etag")).map(|etag| ("etag".to_owned(), etag)));
+    let etag = field(headers, "x-linked-etag").or_else(|| field(headers, "etag"));
+    out.extend(etag.map(|etag| ("etag".to_owned(), etag.to_vec())));
     out.push(("content-type".to_owned(), b"application/octet-stream".to_vec()));
     (out, len)
 }
@@ -196,11 +186,10 @@ mod tests {
 
     #[test]
     fn paths_are_told_apart() {
-        let kind = |path: &str| Kind::of(&Url::parse(&format!("https://huggingface.co{path}")).unwrap());
-        let file = |before: &str, revision: &str, after: &str| Kind::File {
-            before: before.into(),
-            revision: revision.into(),
-            after: after.into(),
+        let url = |path: &str| Url::parse(&format!("https://huggingface.co{path}")).unwrap();
+        let kind = |path: &str| HubFile::of(&url(path));
+        let file = |before: &str, revision: &str, after: &str| {
+            Some(HubFile { before: before.into(), revision: revision.into(), after: after.into() })
         };
         assert_eq!(kind("/o/m/resolve/main/a/b.bin?x=1"), file("/o/m/resolve/", "main", "/a/b.bin"));
         assert_eq!(
@@ -210,9 +199,11 @@ mod tests {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let cached = kind(&format!("/api/resolve-cache/models/o/m/{commit}/config.json"));
         assert_eq!(cached, file("/api/resolve-cache/models/o/m/", commit, "/config.json"));
-        assert_eq!(kind("/api/models/o/m/xet-read-token/main"), Kind::Links);
-        assert_eq!(kind("/o/m.git/info/lfs/objects/batch"), Kind::Links);
-        assert_eq!(kind("/api/models/o/m"), Kind::Other);
+        let reconstruction = format!("/v2/reconstructions/{}", "a".repeat(64));
+        for directions in ["/api/models/o/m/xet-read-token/main", "/o/m.git/info/lfs/objects/batch", &reconstruction] {
+            assert!(is_directions(&url(directions)) && kind(directions).is_none(), "{directions}");
+        }
+        assert!(kind("/api/models/o/m").is_none() && !is_directions(&url("/api/models/o/m")));
         assert!(is_commit(commit) && !is_commit("main"));
     }
 
@@ -280,7 +271,7 @@ mod tests {
             prop_assert!(headers == before || text.contains("huggingface.co") || text.contains("hf.co"));
             let _ = base().turned_json(json.as_bytes(), &front());
             if let Ok(url) = Url::parse(&format!("https://huggingface.co/{text}")) {
-                let _ = Kind::of(&url);
+                let _ = (HubFile::of(&url), is_directions(&url));
             }
         }
     }
