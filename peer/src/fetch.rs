@@ -360,7 +360,7 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
             node.metrics.task_failed();
             tracing::warn!(task = %held.meta.id, label, from_origin, %error, "peer task failed");
             match *error {
-                DownloadError::Changed(_) => drop(node.store.remove(&held.meta.id)),
+                DownloadError::Changed(_) => drop(node.store.remove_held(&held)),
                 DownloadError::Refuted => {
                     held.set_verdict(Verdict::Mismatch);
                     discard(&node, &held, Party::Peer);
@@ -374,31 +374,36 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
     }
 }
 
-/// Readers have cut their replies on the verdict; the next request begins anew.
+/// Readers have cut their replies on the verdict; the next request begins anew. Nothing is done where another has done it.
 fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
     let party = match verdict {
         Verdict::Mismatch if from_peers => Party::Peer,
         Verdict::Mismatch => Party::Origin,
         _ => Party::Disk,
     };
-    node.metrics.task_failed();
+    if !discard(node, held, party) {
+        return;
+    }
     if verdict == Verdict::Mismatch
         && let Some(cluster) = &node.cluster
     {
         cluster.exchange.wrong(held.meta.id);
     }
-    discard(node, held, party);
+    node.metrics.task_failed();
     tracing::error!(
         task = %held.meta.id, label = held.meta.label, blamed = ?party,
         "the bytes are not those of the hash in the name: dropped"
     );
 }
 
-/// Drops a task of wrong bytes, of which this party is to blame.
-fn discard(node: &Node, held: &Held, party: Party) {
-    node.tasks.note_wrong(held.meta.id);
-    node.metrics.verification_failure(party);
-    node.store.remove(&held.meta.id);
+/// Drops a task of wrong bytes, of which this party is to blame. Whether it was still there.
+fn discard(node: &Node, held: &Held, party: Party) -> bool {
+    let dropped = node.store.remove_held(held);
+    if dropped {
+        node.tasks.note_wrong(held.meta.id);
+        node.metrics.verification_failure(party);
+    }
+    dropped
 }
 
 /// Whether all of it is here, and nothing speaks against it.
@@ -414,7 +419,7 @@ fn is_wrong(verdict: Verdict) -> bool {
 fn dropped_as_wrong(node: &Node, held: &Held) -> bool {
     let wrong = is_wrong(held.verdict());
     if wrong && !held.is_removed() {
-        drop_wrong(node, held, held.verdict(), false);
+        drop_wrong(node, held, held.verdict(), node.tasks.brought(&held.meta.id).peers > 0);
     }
     wrong
 }

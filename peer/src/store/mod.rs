@@ -174,7 +174,16 @@ impl Store {
 
     /// Removes a task. Whoever has it open reads on; its name is free at once. Whether it was there.
     pub fn remove(&self, id: &TaskId) -> bool {
-        let gone = self.shelf.remove(id, None);
+        self.remove_of(id, None)
+    }
+
+    /// The same of just this one, not of a task that was made under its name since.
+    pub fn remove_held(&self, held: &Held) -> bool {
+        self.remove_of(&held.meta.id, Some(held.state().generation))
+    }
+
+    fn remove_of(&self, id: &TaskId, generation: Option<u64>) -> bool {
+        let gone = self.shelf.remove(id, generation);
         self.forget(&gone.map_or_else(Vec::new, |gone| vec![gone]));
         gone.is_some()
     }

@@ -309,9 +309,10 @@ impl Exchange {
         self.change(task, |changes| *changes = Changes { gone: true, wrong: changes.wrong, ..Changes::default() });
     }
 
-    /// All pieces had their digests, and the whole has not the SHA-256 in its name. Told when the task is gone.
+    /// All pieces had their digests, and the whole has not the SHA-256 in its name: so it is gone. What came to be held since
+    /// stays to be told.
     pub fn wrong(&self, task: TaskId) {
-        self.change(task, |changes| changes.wrong = true);
+        self.change(task, |changes| (changes.gone, changes.wrong) = (true, true));
     }
 
     /// Whether an origin asked the cluster to be left alone, and until when.
