@@ -59,7 +59,10 @@ pub fn run(load: &Load) -> Taken {
     let begin = thread_cpu();
     for (n, &peer) in (0..).zip(&peers) {
         let host = format!("hub{}", n % 3);
-        core.take(peer, Event::Want { task: task(n), len, host, can_fetch: true, connections: 0, wanted: None });
+        core.take(
+            peer,
+            Event::Want { task: task(n), len, host, can_fetch: true, connections: 0, wanted: None, name: None },
+        );
     }
     for round in 0..REPORTS {
         for (n, &peer) in (0u32..).zip(&peers) {

@@ -32,8 +32,8 @@ use tokio::{
 
 use crate::{metrics::Metrics, task::TaskId};
 pub use report::{
-    Interception, LinkReport, Preheat, PreheatCounts, PreheatRefusal, PreheatTaken, PreheatWanted, Removal, Status,
-    StoreStatus, SwarmReport, Task,
+    Interception, LinkReport, Preheat, PreheatCounts, PreheatNodes, PreheatRefusal, PreheatScope, PreheatTaken,
+    PreheatWanted, Removal, Status, StoreStatus, SwarmReport, Task,
 };
 
 /// Connections at a time; more wait in the listen queue.

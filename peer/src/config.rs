@@ -19,6 +19,7 @@ use std::{
 use pondhawk_scheduler::hosts::HUB_HOSTS;
 use serde::{Deserialize, Serialize};
 
+use crate::store::Priority;
 pub use check::CheckError;
 use document::{Keys, section};
 pub use load::{ConfigError, Loaded};
@@ -67,7 +68,8 @@ section! {
         /// What is done with which URLs. Each rule has a `match`, a regular expression that is looked for in the whole URL; the
         /// first that is found decides. `store: false` passes the request through; `https: true` asks the origin by https
         /// though the client said http; `redirect: HOST` asks another host; `drop_params: [NAME, ...]` are no part
-        /// of the file's name; `public: true` serves what is kept without asking the origin. Tried with
+        /// of the file's name; `public: true` serves what is kept without asking the origin; `keep: 7d` keeps files no longer
+        /// than that; `priority: low` or `high` has them go before or after others when room is needed. Tried with
         /// `pondhawk explain URL`. Default none: files of intercept.hosts are kept, all else is passed through.
         rules: Vec<Rule> = Vec::new(),
         /// How this node shares with others.
@@ -261,6 +263,9 @@ section! {
         /// adapter of Dragonfly's guide sends these. Unit: `https://host`, one of intercept.hosts. null: they are the Hub's.
         /// Default https://cdn-lfs.huggingface.co.
         cdn: Option<String> = Some("https://cdn-lfs.huggingface.co".into()),
+        /// What clients of the mirror call it by, for the URLs that it gives them: `https://models.example`, where something
+        /// before this node speaks TLS. null: `http://` and the name that the request was for. Default null.
+        url: Option<String> = None,
     }
 }
 
@@ -286,6 +291,16 @@ pub struct Rule {
     /// Whether what is kept is served unasked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub public: bool,
+    /// For how long files are kept at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Period>,
+    /// What goes first when room is needed.
+    #[serde(default, skip_serializing_if = "is_normal")]
+    pub priority: Priority,
+}
+
+fn is_normal(priority: &Priority) -> bool {
+    *priority == Priority::Normal
 }
 
 fn yes() -> bool {
@@ -313,6 +328,8 @@ section! {
         seed: bool = false,
         /// How fast this node sends to others, all together. Unit: bytes a second, at least 1MiB; 0 is as fast as it can. Default 0.
         upload_rate: Size = Size(0),
+        /// How fast this node fetches from others, all together. Unit: bytes a second, at least 1MiB; 0 is as fast as it can. Default 0.
+        download_rate: Size = Size(0),
         /// Pieces that are sent to others at a time; more are told to come back. Unit: pieces. Cost: disk and CPU of this
         /// machine, not memory. Default 64.
         uploads: u16 = 64,

@@ -1,5 +1,6 @@
 //! From a request to a task: store hit, running download, or a new one.
 
+mod others;
 mod xorb;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::time::timeout;
@@ -29,7 +30,7 @@ use crate::{
     metrics::{Outcome, Party},
     node::Node,
     shard::Shard,
-    store::{Held, StoreError, TaskMeta, User, Verdict},
+    store::{About, Held, Keeping, Priority, TaskMeta, User, Verdict},
     swarm::{
         DownloadError, OriginError, OriginRequest, Probe, Sharing,
         download::Policy,
@@ -38,6 +39,7 @@ use crate::{
     task::{Bitmap, Filter, Identity, Layout, Proof, Rules, TaskId, id, xorb::Claim},
 };
 
+pub use others::from_others;
 pub use xorb::Window;
 
 /// What a request came to.
@@ -106,6 +108,10 @@ pub struct Terms {
     pub namespace: Option<String>,
     /// Whether what is held needs no consent.
     pub public: bool,
+    /// For how long it is kept at most.
+    pub keep: Option<Duration>,
+    /// What goes first when room is needed.
+    pub priority: Priority,
     /// Whether the rest of the file is wanted with a part of it.
     pub prefetch: bool,
 }
@@ -113,10 +119,22 @@ pub struct Terms {
 impl Terms {
     /// What the rules say.
     pub fn of(treatment: &Treatment) -> Self {
-        Self { filter: treatment.filter.clone(), public: treatment.public, ..Self::default() }
+        Self {
+            filter: treatment.filter.clone(),
+            public: treatment.public,
+            keep: treatment.keep,
+            priority: treatment.priority,
+            ..Self::default()
+        }
     }
 
-    fn identity(&self, url: &Url, rules: &Rules) -> Identity {
+    fn keeping(&self) -> Keeping {
+        let until_unix = self.keep.map(|keep| now_unix().saturating_add(keep.as_secs()));
+        Keeping { until_unix, priority: self.priority }
+    }
+
+    /// What makes the file of this URL the same as another's.
+    pub fn identity(&self, url: &Url, rules: &Rules) -> Identity {
         let identity = match &self.filter {
             Some(filter) => Identity::of(url, &Rules { filter: filter.clone(), ..rules.clone() }),
             None => Identity::of(url, rules),
@@ -139,7 +157,7 @@ pub async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
 async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead, terms: &Terms) -> Found {
     let node = &shard.node;
     if let Some(url) = Identity::xorb(&request.url, &node.rules) {
-        return xorb::find(shard, request, head, &url).await;
+        return xorb::find(shard, request, head, &url, terms).await;
     }
     let identity = terms.identity(&request.url, &node.rules);
     // A name without a hash has no id before the origin's answer tells its validator.
@@ -148,7 +166,7 @@ async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
         return Found::Refused("parts of this file that were sent before were wrong: download it anew, and whole");
     }
     let held = id.and_then(|id| node.store.get(&id));
-    if let Some(held) = held.as_ref().filter(|held| terms.public && is_whole(held)) {
+    if let Some(held) = held.as_ref().filter(|held| terms.public && is_whole(held) && held.about().is_told()) {
         return Found::Source(Box::new(complete(Arc::clone(held), Ground::Public)));
     }
     let allowed = match node.authorizer.authorize(&node.origin, request, held.is_some()).await {
@@ -156,18 +174,26 @@ async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
         Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
     };
     match allowed {
-        Allowed { probe: Some(probe), .. } => begin(shard, request, &identity, probe, held, head).await,
+        Allowed { probe: Some(probe), .. } => begin(shard, request, &identity, probe, held, head, terms).await,
         Allowed { probe: None, ground } => match held {
-            Some(held) if is_whole(&held) => Found::Source(Box::new(complete(held, ground))),
-            _ => probed(shard, request, &identity, head).await,
+            Some(held) if is_whole(&held) && (held.about().is_told() || ground == Ground::OriginDown) => {
+                Found::Source(Box::new(complete(held, ground)))
+            }
+            _ => probed(shard, request, &identity, head, terms).await,
         },
     }
 }
 
 /// An exempt task that is not complete is downloaded like any other.
-async fn probed(shard: &Rc<Shard>, request: &OriginRequest, identity: &Identity, head: &RequestHead) -> Found {
+async fn probed(
+    shard: &Rc<Shard>,
+    request: &OriginRequest,
+    identity: &Identity,
+    head: &RequestHead,
+    terms: &Terms,
+) -> Found {
     match shard.node.origin.probe(request).await {
-        Ok(probe) => begin(shard, request, identity, Arc::new(probe), None, head).await,
+        Ok(probe) => begin(shard, request, identity, Arc::new(probe), None, head, terms).await,
         Err(error) => Found::Answer(Arc::new(error)),
     }
 }
@@ -179,22 +205,29 @@ async fn begin(
     probe: Arc<Probe>,
     held: Option<Arc<Held>>,
     head: &RequestHead,
+    terms: &Terms,
 ) -> Found {
     let described = match judge(identity, &probe) {
         Ok(described) => described,
         Err(why) => return Found::Straight(why),
     };
     let told = described.len;
+    let about = described.about(request);
     let held = match held.filter(|held| !dropped_as_wrong(&shard.node, held)) {
         Some(held) => held,
-        None => match make(&shard.node, request, identity, described, probe.object_len).await {
-            Ok(held) => held,
-            Err(Unmade::Straight(why)) => return Found::Straight(why),
-            Err(Unmade::Store(error)) => {
-                tracing::warn!(%error, at = request.label(), "not stored");
-                return Found::Straight(error.to_string());
+        None => {
+            let meta = match meta(identity, &described, about.clone(), probe.object_len, terms) {
+                Ok(meta) => meta,
+                Err(why) => return Found::Straight(why),
+            };
+            match shard.node.store.create(meta).await {
+                Ok(held) => held,
+                Err(error) => {
+                    tracing::warn!(%error, at = request.label(), "not stored");
+                    return Found::Straight(error.to_string());
+                }
             }
-        },
+        }
     };
     let kept = held.meta.layout.len();
     if kept != told {
@@ -206,6 +239,7 @@ async fn begin(
         );
         return Found::Straight("the length changed under the same name".to_owned());
     }
+    held.describe(about);
     if timeout(limits::CHECK_WAIT, held.checked()).await.is_err() {
         return Found::Straight("what an unclean stop left of it is still being checked".to_owned());
     }
@@ -216,7 +250,15 @@ async fn begin(
     if head.get("if-none-match").is_some() || head.get("if-modified-since").is_some() {
         return Found::Straight("a condition on a file that is not here".to_owned());
     }
-    download(shard, request, probe, held)
+    let name = Name { host: origin_host(request), content: identity.to_content_name() };
+    let offer = Offer { request: request.clone(), probe };
+    download(shard, held, name, Some(offer)).map_or_else(Found::Straight, |source| Found::Source(Box::new(source)))
+}
+
+/// All that other nodes hear of a task beside its id and length.
+struct Name {
+    host: String,
+    content: Option<Vec<u8>>,
 }
 
 fn complete(held: Arc<Held>, ground: Ground) -> Source {
@@ -244,30 +286,29 @@ fn judge(identity: &Identity, probe: &Probe) -> Result<Cacheable, String> {
     }
 }
 
-enum Unmade {
-    Straight(String),
-    Store(StoreError),
+/// What the task is to be, by its name, the origin's answer, and the rule for its URL.
+fn meta(
+    identity: &Identity,
+    described: &Cacheable,
+    about: About,
+    object_len: Option<u64>,
+    terms: &Terms,
+) -> Result<TaskMeta, String> {
+    Ok(TaskMeta {
+        id: identity.task_id(described.etag.as_ref()).ok_or("no strong ETag")?,
+        layout: Layout::for_len(described.len).ok_or("too long")?,
+        proof: proof_of(identity, object_len),
+        about,
+        keeping: terms.keeping(),
+        created_unix: now_unix(),
+    })
 }
 
-async fn make(
-    node: &Node,
-    request: &OriginRequest,
-    identity: &Identity,
-    described: Cacheable,
-    object_len: Option<u64>,
-) -> Result<Arc<Held>, Unmade> {
-    let id = identity.task_id(described.etag.as_ref()).ok_or_else(|| Unmade::Straight("no strong ETag".to_owned()))?;
-    let layout = Layout::for_len(described.len).ok_or_else(|| Unmade::Straight("too long".to_owned()))?;
-    let meta = TaskMeta {
-        id,
-        layout,
-        proof: proof_of(identity, object_len),
-        label: id::label(&request.url),
-        headers: described.headers,
-        etag: described.etag.map(|etag| String::from_utf8_lossy(&etag.to_bytes()).into_owned()),
-        created_unix: now_unix(),
-    };
-    node.store.create(meta).await.map_err(Unmade::Store)
+impl Cacheable {
+    fn about(&self, request: &OriginRequest) -> About {
+        let etag = self.etag.as_ref().map(|etag| String::from_utf8_lossy(&etag.to_bytes()).into_owned());
+        About { label: id::label(&request.url), headers: self.headers.clone(), etag }
+    }
 }
 
 fn proof_of(identity: &Identity, object_len: Option<u64>) -> Option<Proof> {
@@ -280,22 +321,19 @@ fn proof_of(identity: &Identity, object_len: Option<u64>) -> Option<Proof> {
     }
 }
 
-/// Joins the task's download, or begins one on this shard.
-fn download(shard: &Rc<Shard>, request: &OriginRequest, probe: Arc<Probe>, held: Arc<Held>) -> Found {
+/// Joins the task's download, or begins one on this shard; without an offer it has only what other nodes have.
+fn download(shard: &Rc<Shard>, held: Arc<Held>, name: Name, offer: Option<Offer>) -> Result<Source, String> {
     let node = &shard.node;
-    let offer = Offer { request: request.clone(), probe };
     let mut running = node.tasks.lock();
     let joined = running.get(&held.meta.id).filter(|running| running.goes_on()).cloned();
     let (outcome, running) = match joined {
         Some(joined) => {
-            joined.handle.offer(offer);
+            offer.into_iter().for_each(|offer| joined.handle.offer(offer));
             (Outcome::Joined, joined)
         }
-        None if running.len() >= node.tasks.max => {
-            return Found::Straight("limits.downloads are under way".to_owned());
-        }
+        None if running.len() >= node.tasks.max => return Err("limits.downloads are under way".to_owned()),
         None => {
-            let handle = start(shard, Arc::clone(&held), offer);
+            let handle = start(shard, Arc::clone(&held), name, offer);
             let wanted = Bitmap::new(held.meta.layout.pieces());
             let begun =
                 Arc::new(Running { handle, wanted, prefetched: AtomicBool::default(), started: Instant::now() });
@@ -304,15 +342,16 @@ fn download(shard: &Rc<Shard>, request: &OriginRequest, probe: Arc<Probe>, held:
             (Outcome::Miss, begun)
         }
     };
-    Found::Source(Box::new(Source { outcome, age: 0, window: None, running: Some(running), _user: held.user(), held }))
+    Ok(Source { outcome, age: 0, window: None, running: Some(running), _user: held.user(), held })
 }
 
-fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
+fn start(shard: &Shard, held: Arc<Held>, name: Name, first: Option<Offer>) -> Handle {
     let node = &shard.node;
     let policy = Policy {
         max_runs: usize::from(node.config.origin.connections_per_host),
         backoff: crate::node::backoff(&node.config),
         finish_alone: node.config.store.finish_alone,
+        from_links: first.is_none(),
         seed: u64::from_le_bytes(held.meta.id.0[..8].try_into().expect("eight of 32 bytes")),
         ..Policy::default()
     };
@@ -321,7 +360,9 @@ fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
         exchange: Arc::clone(&cluster.exchange),
         links: shard.links.borrow().clone(),
         metrics: Arc::clone(&node.metrics),
-        host: origin_host(&first.request),
+        pace: Arc::clone(&cluster.pace),
+        host: name.host,
+        name: name.content,
         // Once the cluster reads it again together; what is wrong after that, this node reads for itself.
         alone: node.tasks.was_wrong(&held.meta.id) > 1,
     });
@@ -329,7 +370,7 @@ fn start(shard: &Shard, held: Arc<Held>, first: Offer) -> Handle {
 }
 
 /// All that others hear of a URL.
-fn origin_host(request: &OriginRequest) -> String {
+pub fn origin_host(request: &OriginRequest) -> String {
     let host = request.url.host_str().unwrap_or_default();
     request.url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
@@ -347,7 +388,7 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
         _ => held.verdict(),
     };
     node.tasks.forget(&held.meta.id, &running);
-    let (label, from_origin) = (&held.meta.label, running.handle.origin_bytes());
+    let (label, from_origin) = (&held.about().label, running.handle.origin_bytes());
     match last {
         Status::Done if is_wrong(verdict) => drop_wrong(&node, &held, verdict, running.handle.peer_bytes() > 0),
         Status::Done => {
@@ -391,7 +432,7 @@ fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
     }
     node.metrics.task_failed();
     tracing::error!(
-        task = %held.meta.id, label = held.meta.label, blamed = ?party,
+        task = %held.meta.id, label = held.about().label, blamed = ?party,
         "the bytes are not those of the hash in the name: dropped"
     );
 }

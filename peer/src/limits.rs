@@ -59,6 +59,12 @@ pub const FETCH_STALL: Duration = Duration::from_secs(90);
 /// Files that wait to be preheated: a large repository fits; who has more asks again.
 pub const PREHEATS: usize = 4096;
 
+/// Other nodes have this long to get a file that was preheated for them: as long as the scheduler remembers it.
+pub const SPREAD_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// While nothing is heard of them, this often it is seen whether there is still a scheduler to hear from.
+pub const SPREAD_LOOK: Duration = Duration::from_secs(10);
+
 /// Preheats that are over and still told of.
 pub const PREHEATS_KEPT: usize = 1024;
 

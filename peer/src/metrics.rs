@@ -48,6 +48,8 @@ pub struct Metrics {
     connections_refused: Counter,
     tasks_done: Counter,
     tasks_failed: Counter,
+    preheats_done: Counter,
+    preheats_failed: Counter,
     download_seconds: Histogram,
     first_byte_seconds: Histogram,
     scraped: Arc<OnceLock<Scraped>>,
@@ -126,6 +128,8 @@ impl Metrics {
             ),
             tasks_done: counter(r, "tasks_done", "Downloads that ended with every byte held and verified"),
             tasks_failed: counter(r, "tasks_failed", "Downloads that were given up"),
+            preheats_done: counter(r, "preheats_done", "Files that were fetched before anybody read them"),
+            preheats_failed: counter(r, "preheats_failed", "Files that were to be, and could not"),
             download_seconds: histogram(r, "download_seconds", "Duration of whole downloads", &DOWNLOAD_SECONDS),
             first_byte_seconds: histogram(
                 r,
@@ -219,6 +223,11 @@ impl Metrics {
     /// A download was given up.
     pub fn task_failed(&self) {
         self.tasks_failed.inc();
+    }
+
+    /// A file was fetched before anybody read it, or could not be.
+    pub fn preheat(&self, done: bool) {
+        if done { &self.preheats_done } else { &self.preheats_failed }.inc();
     }
 
     /// The first byte of a reply's body left so long after its request.

@@ -2,6 +2,7 @@
 //!
 //! They go the way of a client's request, consent of the origin included, but for a reader: the admin port queues them, and a
 //! few workers on each shard bring them. What a URL or a header holds of secrets stays in memory, and only until it is used.
+//! Other nodes that are to hold them too hear of the task's name alone, by the scheduler, and queue that.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,17 +10,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use crate::{
-    admin::{Preheat, PreheatCounts},
+    admin::{Preheat, PreheatCounts, PreheatNodes},
     fetch::{self, Found, Source, Terms},
     http::head::{HeadLimits, Parsed, RequestHead, parse},
     limits,
     reply::BodyError,
     shard::Shard,
     store::{Held, Verdict},
-    swarm::OriginRequest,
+    swarm::{
+        OriginRequest,
+        exchange::{Scope, Spread, Spreading, Standing, Wish},
+    },
     task::TaskId,
 };
 
@@ -42,32 +49,46 @@ struct Inner {
 struct Job {
     label: String,
     pin: bool,
+    /// How far other nodes are, where any are to hold it.
+    nodes: Option<Spreading>,
     stand: Stand,
 }
 
 enum Stand {
     Waiting(Box<Wanted>),
     Running(Option<Arc<Held>>),
+    /// Here, and other nodes are to have it too.
+    Spreading(Arc<Held>),
     Done(TaskId, u64),
     Failed(String),
 }
 
-/// What is to be asked for, and on which terms.
-struct Wanted {
-    request: OriginRequest,
-    terms: Terms,
+/// What is to be brought.
+pub enum Wanted {
+    /// What a URL names.
+    Url {
+        /// With the headers of whoever asks.
+        request: OriginRequest,
+        /// How the rules name it and give it out.
+        terms: Terms,
+        /// Which other nodes are to hold it too.
+        scope: Option<Scope>,
+    },
+    /// What other nodes hold.
+    Wish(Wish),
 }
 
 impl Preheats {
-    /// Queues a request; its number. `None`: [`limits::PREHEATS`] wait already.
-    pub fn offer(&self, label: String, request: OriginRequest, terms: Terms, pin: bool) -> Option<u64> {
+    /// Queues a file; its number. `None`: [`limits::PREHEATS`] wait already.
+    pub fn offer(&self, label: String, wanted: Wanted, pin: bool) -> Option<u64> {
         let mut inner = self.lock();
-        if inner.waiting.len() >= limits::PREHEATS {
+        let spreading = inner.jobs.values().filter(|job| matches!(job.stand, Stand::Spreading(_))).count();
+        if inner.waiting.len() + spreading >= limits::PREHEATS {
             return None;
         }
         inner.last += 1;
         let id = inner.last;
-        inner.jobs.insert(id, Job { label, pin, stand: Stand::Waiting(Box::new(Wanted { request, terms })) });
+        inner.jobs.insert(id, Job { label, pin, nodes: None, stand: Stand::Waiting(Box::new(wanted)) });
         inner.waiting.push_back(id);
         drop(inner);
         self.wake.notify_one();
@@ -85,7 +106,7 @@ impl Preheats {
         for job in self.lock().jobs.values() {
             let count = match job.stand {
                 Stand::Waiting(_) => &mut counts.waiting,
-                Stand::Running(_) => &mut counts.running,
+                Stand::Running(_) | Stand::Spreading(_) => &mut counts.running,
                 Stand::Done(..) => &mut counts.done,
                 Stand::Failed(_) => &mut counts.failed,
             };
@@ -111,6 +132,15 @@ impl Preheats {
     fn running(&self, id: u64, held: &Arc<Held>) {
         if let Some(job) = self.lock().jobs.get_mut(&id) {
             job.stand = Stand::Running(Some(Arc::clone(held)));
+        }
+    }
+
+    fn spreading(&self, id: u64, held: &Arc<Held>, spreading: Spreading) {
+        if let Some(job) = self.lock().jobs.get_mut(&id) {
+            job.nodes = Some(spreading);
+            if held.bitmap().is_full() {
+                job.stand = Stand::Spreading(Arc::clone(held));
+            }
         }
     }
 
@@ -140,19 +170,25 @@ impl Preheats {
 
 impl Job {
     fn report(&self, id: u64) -> Preheat {
-        let none = Preheat { id, label: self.label.clone(), ..Preheat::default() };
+        let nodes = self.nodes.map(|Spreading { peers, complete, failed }| PreheatNodes { peers, complete, failed });
+        let none = Preheat { id, label: self.label.clone(), nodes, ..Preheat::default() };
+        let len = |held: &Arc<Held>| held.meta.layout.len();
         match &self.stand {
             Stand::Waiting(_) => Preheat { state: "waiting".to_owned(), ..none },
-            Stand::Running(held) => {
-                let len = |held: &Arc<Held>| held.meta.layout.len();
-                Preheat {
-                    state: "running".to_owned(),
-                    task: held.as_ref().map(|held| held.meta.id.to_string()),
-                    bytes: held.as_ref().map_or(0, len),
-                    held_bytes: held.as_ref().map_or(0, |held| held.held_bytes()),
-                    ..none
-                }
-            }
+            Stand::Running(held) => Preheat {
+                state: "running".to_owned(),
+                task: held.as_ref().map(|held| held.meta.id.to_string()),
+                bytes: held.as_ref().map_or(0, len),
+                held_bytes: held.as_ref().map_or(0, |held| held.held_bytes()),
+                ..none
+            },
+            Stand::Spreading(held) => Preheat {
+                state: "spreading".to_owned(),
+                task: Some(held.meta.id.to_string()),
+                bytes: len(held),
+                held_bytes: len(held),
+                ..none
+            },
             Stand::Done(task, bytes) => Preheat {
                 state: "done".to_owned(),
                 task: Some(task.to_string()),
@@ -172,7 +208,14 @@ pub async fn work(shard: Rc<Shard>) {
         let woken = node.preheats.wake.notified();
         match node.preheats.take() {
             Some((id, wanted)) => tokio::select! {
-                outcome = bring(&shard, id, &wanted) => over(&shard, id, outcome).await,
+                brought = bring(&shard, id, &wanted) => match brought {
+                    Ok(Brought { source, spreading: Some(spreading) }) => {
+                        // The next file need not wait for the other nodes.
+                        tokio_uring::spawn(see_spread(Rc::clone(&shard), id, source, spreading));
+                    }
+                    Ok(Brought { source, spreading: None }) => over(&shard, id, Ok(named(&source))).await,
+                    Err(why) => over(&shard, id, Err(why)).await,
+                },
                 () = node.draining() => return,
             },
             None => tokio::select! {
@@ -196,20 +239,107 @@ async fn over(shard: &Shard, id: u64, mut outcome: Result<(TaskId, u64), String>
         Ok((task, bytes)) => tracing::info!(%task, bytes, "preheated"),
         Err(why) => tracing::warn!(why, "not preheated"),
     }
+    node.metrics.preheat(outcome.is_ok());
     node.preheats.end(id, outcome);
 }
 
-async fn bring(shard: &Rc<Shard>, id: u64, wanted: &Wanted) -> Result<(TaskId, u64), String> {
-    let head = plain_head().ok_or("no request head")?;
-    let source = match fetch::find(shard, &wanted.request, &head, &wanted.terms).await {
-        Found::Source(source) => source,
-        Found::Answer(error) => return Err(error.to_string()),
-        Found::Straight(why) => return Err(format!("not for the store: {why}")),
-        Found::Refused(why) => return Err(why.to_owned()),
+/// What is here, and perhaps on its way to other nodes.
+struct Brought {
+    source: Source,
+    spreading: Option<Followed>,
+}
+
+fn named(source: &Source) -> (TaskId, u64) {
+    (source.held.meta.id, source.held.meta.layout.len())
+}
+
+async fn bring(shard: &Rc<Shard>, id: u64, wanted: &Wanted) -> Result<Brought, String> {
+    let (source, spreading) = match wanted {
+        Wanted::Wish(wish) => (fetch::from_others(shard, wish).await?, None),
+        Wanted::Url { request, terms, scope } => {
+            let head = plain_head().ok_or("no request head")?;
+            let source = match fetch::find(shard, request, &head, terms).await {
+                Found::Source(source) => *source,
+                Found::Answer(error) => return Err(error.to_string()),
+                Found::Straight(why) => return Err(format!("not for the store: {why}")),
+                Found::Refused(why) => return Err(why.to_owned()),
+            };
+            let spread = |scope| spread(shard, id, request, terms, &source, scope);
+            let spreading = scope.as_ref().map(spread).transpose()?;
+            (source, spreading)
+        }
     };
     shard.node.preheats.running(id, &source.held);
     all_of(&source).await?;
-    Ok((source.held.meta.id, source.held.meta.layout.len()))
+    Ok(Brought { source, spreading })
+}
+
+/// Sees a file to the other nodes, while this one keeps it.
+async fn see_spread(shard: Rc<Shard>, id: u64, source: Source, spreading: Followed) {
+    let node = Arc::clone(&shard.node);
+    let outcome = tokio::select! {
+        outcome = follow(&shard, id, &source.held, spreading) => outcome,
+        () = node.draining() => return,
+    };
+    over(&shard, id, outcome.map(|()| named(&source))).await;
+}
+
+type Followed = watch::Receiver<Option<Spreading>>;
+
+/// Tells the scheduler who else is to hold it. They begin at once, with what there is.
+fn spread(
+    shard: &Shard,
+    id: u64,
+    request: &OriginRequest,
+    terms: &Terms,
+    source: &Source,
+    scope: &Scope,
+) -> Result<Followed, String> {
+    let node = &shard.node;
+    let cluster = node.cluster.as_ref().filter(|_| is_led(shard));
+    let cluster = cluster.ok_or("other nodes cannot be told: no scheduler answers")?;
+    let name = terms.identity(&request.url, &node.rules).to_content_name();
+    let name = name.ok_or("other nodes cannot be told: the file has no hash for a name, only its URL")?;
+    let (task, len, pin) = (source.held.meta.id, source.held.meta.layout.len(), node.preheats.is_to_be_pinned(id));
+    let wish = Wish { task, len, host: fetch::origin_host(request), name, pin };
+    Ok(cluster.exchange.spread(Spread { wish, scope: scope.clone() }))
+}
+
+/// Waits until every other node has it or will not.
+async fn follow(shard: &Shard, id: u64, held: &Arc<Held>, mut followed: Followed) -> Result<(), String> {
+    let deadline = tokio::time::Instant::now() + limits::SPREAD_WAIT;
+    loop {
+        let now = *followed.borrow_and_update();
+        if let Some(spreading) = now {
+            shard.node.preheats.spreading(id, held, spreading);
+            if spreading.is_over() {
+                let Spreading { peers, failed, .. } = spreading;
+                return if failed == 0 {
+                    Ok(())
+                } else {
+                    Err(format!("{failed} of {peers} other nodes do not take it"))
+                };
+            }
+        }
+        match timeout(limits::SPREAD_LOOK, followed.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err("given up for a later wish for the same file".to_owned()),
+            Err(_) if now.is_none() => {
+                return Err("the scheduler says nothing of other nodes: it may be older than this one".to_owned());
+            }
+            Err(_) if !is_led(shard) => return Err("the scheduler was lost: it cannot say who has it".to_owned()),
+            Err(_) if tokio::time::Instant::now() > deadline => {
+                return Err("other nodes did not get it in time".to_owned());
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether there is a scheduler to tell.
+fn is_led(shard: &Shard) -> bool {
+    let standing = shard.node.cluster.as_ref().map(|cluster| cluster.exchange.standing());
+    matches!(standing, Some(Standing::Up { .. }))
 }
 
 /// Waits, as a reader of all of it, until everything is here and verified.
@@ -264,7 +394,8 @@ mod tests {
     fn offer(preheats: &Preheats, name: &str) -> Option<u64> {
         let url = Url::parse(&format!("https://cdn.example/{name}?Signature=secret")).unwrap();
         let request = OriginRequest::new(url, Vec::new());
-        preheats.offer(format!("cdn.example/{name}"), request, Terms::default(), name == "pinned")
+        let wanted = Wanted::Url { request, terms: Terms::default(), scope: None };
+        preheats.offer(format!("cdn.example/{name}"), wanted, name == "pinned")
     }
 
     #[test]
@@ -273,7 +404,8 @@ mod tests {
         (0..limits::PREHEATS).for_each(|n| assert!(offer(&preheats, &n.to_string()).is_some()));
         assert_eq!(offer(&preheats, "one too many"), None);
         let (first, wanted) = preheats.take().unwrap();
-        assert_eq!((first, wanted.request.url.path()), (1, "/0"));
+        let Wanted::Url { request, .. } = *wanted else { panic!("offered by its URL") };
+        assert_eq!((first, request.url.path()), (1, "/0"));
         assert!(offer(&preheats, "now there is room").is_some());
         assert_eq!(preheats.counts().running, 1);
     }

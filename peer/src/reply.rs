@@ -80,7 +80,7 @@ async fn from_store(
 ) -> Result<Done, ExchangeError> {
     let mut exchange = exchange;
     exchange.extra.extend(about_task(&source));
-    let (len, headers) = (source.held.meta.layout.len(), &source.held.meta.headers);
+    let (len, headers) = (source.held.meta.layout.len(), &source.held.about().headers);
     let now = unix_now();
     let plan = match &source.window {
         Some(window) => Plan::Part(window.bytes.clone()),
@@ -211,7 +211,7 @@ impl<'a> Body<'a> {
 
     async fn reply(mut self, transport: &mut Transport, plan: Plan) -> Result<Done, ExchangeError> {
         let keep = self.exchange.keeps();
-        let (stored, about) = (&self.source.held.meta.headers, self.exchange.about(keep, self.source.age));
+        let (stored, about) = (&self.source.held.about().headers, self.exchange.about(keep, self.source.age));
         let total = self.len;
         let first_byte = || self.exchange.shard.node.metrics.first_byte(self.exchange.started.elapsed());
         let one = match plan {
@@ -279,7 +279,7 @@ impl<'a> Body<'a> {
     async fn send_end(&self, transport: &mut Transport, span: Range<u64>) -> Result<(), ExchangeError> {
         let node = &self.exchange.shard.node;
         let meta = &self.source.held.meta;
-        let expected = Expected { total: Some(meta.layout.len()), etag: meta.etag.clone() };
+        let expected = Expected { total: Some(meta.layout.len()), etag: self.source.held.about().etag.clone() };
         let mut body = node.origin.get_range(self.request, span, &expected).await?;
         while let Some(chunk) = body.chunk().await? {
             node.metrics.sent(chunk.len() as u64);

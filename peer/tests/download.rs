@@ -5,7 +5,7 @@
 use std::{ops::Range, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
 use pondhawk::{
-    store::{Held, Options, Store, TaskMeta, Verdict},
+    store::{About, Held, Keeping, Options, Store, TaskMeta, Verdict},
     swarm::{
         DownloadError, DriverOptions, Handle, Offer, Origin, OriginOptions, OriginRequest, Status, download::Policy,
         driver, retry::Backoff,
@@ -49,9 +49,8 @@ impl Lab {
             id: TaskId([1; 32]),
             layout: Layout::for_len(LEN).unwrap(),
             proof: parse_hex32(&sha256).map(Proof::Sha256),
-            label: LABEL.into(),
-            headers: Vec::new(),
-            etag: None,
+            about: About { label: LABEL.into(), ..About::default() },
+            keeping: Keeping::default(),
             created_unix: 0,
         };
         let held = store.create(meta).await.unwrap();
@@ -82,7 +81,7 @@ impl Lab {
 
     async fn start(&self) -> Handle {
         let (held, origin, pool) = (Arc::clone(&self.held), Arc::clone(&self.origin), self.pool.clone());
-        driver::start(held, origin, pool, self.offer().await, None, self.options)
+        driver::start(held, origin, pool, Some(self.offer().await), None, self.options)
     }
 
     /// A whole download by one reader, and how it ended.

@@ -72,6 +72,9 @@ fn a_file_of_the_hub_comes_by_way_of_the_node_and_the_second_time_from_its_store
         let from = &json["files"][0]["from"];
         assert_eq!((from["origin"].as_u64(), from["store"].as_u64()), (Some(origin), Some(MIB - origin)), "{json}");
     }
+    let json = errand.with(&[&asked[..], &["again.onnx"]].concat(), &[("PONDHAWK_ADMIN", &admin)]).json();
+    assert_eq!(json["files"][0]["via"].as_str(), Some("store"), "the node's store is this user's own: {json}");
+    assert!(["cold.onnx", "warm.onnx", "again.onnx"].iter().all(|name| is(&errand.path(name), MIB, 3)));
     let json = errand.get(&["hf://owner/model/model.safetensors", "-o", "third.bin", "--json"]).json();
     assert_eq!((json["files"][0]["via"].as_str(), json["bytes"].as_u64()), (Some("node"), Some(3 * MIB)), "{json}");
     assert_eq!(json["commit"].as_str(), stage.hub.commit("owner/model", "main").as_deref());

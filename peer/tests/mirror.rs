@@ -60,6 +60,20 @@ fn a_large_file_is_answered_in_place_with_the_hubs_headers_and_from_the_store_ag
 }
 
 #[test]
+fn behind_a_server_that_speaks_tls_clients_are_led_to_the_name_that_they_know() {
+    for (settings, ours) in
+        [(&[][..], "http://127.0.0.1:"), (&["mirror.url=https://models.example"][..], "https://models.example/")]
+    {
+        let stage = Stage::open(settings);
+        stage.file("large.bin", MIB, 3);
+        let token = ask(&stage, "GET", "/api/models/owner/model/xet-read-token/main", &[]);
+        let text = String::from_utf8(token.body).unwrap();
+        let url = text.split_once("\"casUrl\":\"").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+        assert!(token.status == 200 && url.starts_with(ours), "{text}");
+    }
+}
+
+#[test]
 fn a_private_repository_is_as_private_on_every_way_in() {
     let stage = Stage::open(&[]);
     stage.hub.set_access("owner/model", Access::Private("secret".into()));

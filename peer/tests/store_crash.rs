@@ -15,7 +15,7 @@ use std::{
 };
 
 use pondhawk::{
-    store::{Held, Options, Store, StoreError, TaskMeta},
+    store::{About, Held, Keeping, Options, Store, StoreError, TaskMeta},
     task::{Layout, TaskId},
     uring::Pool,
 };
@@ -205,9 +205,8 @@ fn meta(task: u64) -> TaskMeta {
         id: id(task),
         layout: Layout::for_len((task << 20) + 1 + task * 100_000).unwrap(),
         proof: None,
-        label: "host/path".into(),
-        headers: Vec::new(),
-        etag: None,
+        about: About { label: "host/path".into(), ..About::default() },
+        keeping: Keeping::default(),
         created_unix: 0,
     }
 }

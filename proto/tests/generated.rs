@@ -40,6 +40,8 @@ fn every_field_of_text_is_a_known_one() {
         "name",
         "origin_host",
         "origin_host",
+        "origin_host",
+        "origin_host",
         "peer",
         "quic_address",
         "quic_address",

@@ -3,7 +3,7 @@
 use std::{cell::Cell, net::SocketAddr, os::unix::fs::FileExt as _, path::Path, rc::Rc, sync::Arc, time::SystemTime};
 
 use pondhawk::{
-    store::{Held, Options as StoreOptions, Store, TaskMeta},
+    store::{About, Held, Keeping, Options as StoreOptions, Store, TaskMeta},
     swarm::exchange::{Exchange, Parent},
     task::{Layout, TaskId},
     uring::{Pool, probe},
@@ -38,9 +38,8 @@ impl Stage {
             id: TaskId([1; 32]),
             layout: Layout::for_len(len).unwrap(),
             proof: None,
-            label: "bench".to_owned(),
-            headers: Vec::new(),
-            etag: None,
+            about: About { label: "bench".to_owned(), ..About::default() },
+            keeping: Keeping::default(),
             created_unix: 0,
         };
         let (seed, leech) = (open("seed"), open("leech"));

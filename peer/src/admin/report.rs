@@ -65,6 +65,35 @@ pub struct PreheatWanted {
     /// Whether it is pinned when it is there.
     #[serde(default)]
     pub pin: bool,
+    /// Which other nodes are to hold it too; none where it is for this node alone.
+    #[serde(default)]
+    pub nodes: Option<PreheatScope>,
+}
+
+/// Which other nodes are to hold a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreheatScope {
+    /// Only seed peers.
+    #[serde(default)]
+    pub seeds: bool,
+    /// Only nodes with all of these labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// So many of them; 0: all.
+    #[serde(default)]
+    pub count: u32,
+}
+
+/// How far other nodes are with a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreheatNodes {
+    /// Nodes that it is for, beside the one that was asked.
+    pub peers: u32,
+    /// Of those, how many hold it.
+    pub complete: u32,
+    /// And how many will not.
+    pub failed: u32,
 }
 
 /// Why a file is not fetched into the store.
@@ -92,7 +121,7 @@ pub struct Preheat {
     pub id: u64,
     /// Host and path, without the query.
     pub label: String,
-    /// `waiting`, `running`, `done` or `failed`.
+    /// `waiting`, `running`, `spreading` (it is here, and not yet on all other nodes that it is for), `done` or `failed`.
     pub state: String,
     /// Its task, once it is known.
     pub task: Option<String>,
@@ -102,6 +131,9 @@ pub struct Preheat {
     pub held_bytes: u64,
     /// Why it failed.
     pub error: Option<String>,
+    /// How far other nodes are, where any are to hold it.
+    #[serde(default)]
+    pub nodes: Option<PreheatNodes>,
 }
 
 /// How many preheats stand how; of those that are over, the last thousand.

@@ -1,17 +1,19 @@
-//! `pondhawk explain`: the rule, the task, and what would happen.
+//! `pondhawk explain`: the rule, the task, what would happen, and what a running node holds of it.
 
 use clap::Args;
 use serde::Serialize;
 use url::Url;
 
-use super::{CliError, Settings};
+use super::{CliError, Node, Settings, client, human};
 use crate::{
+    admin,
     authorize::PublicRule,
     config::{Config, Period},
     http::{
         mirror::rewrite::HubFile,
         rules::{Front, Treatment},
     },
+    store::Priority,
     task::{Filter, Identity, Rules, id},
 };
 
@@ -25,6 +27,8 @@ pub(super) struct Explain {
     json: bool,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    node: Node,
 }
 
 /// What would happen to a GET of the URL. Holds no query, so no signature.
@@ -39,12 +43,18 @@ struct Explanation {
     task: Option<String>,
     verified: &'static str,
     consent: String,
+    room: String,
+    held: String,
 }
 
 impl Explain {
     pub(super) fn run(&self) -> Result<String, CliError> {
         let config = self.settings.load()?.config;
-        let explanation = explain(&self.url, &config).map_err(CliError::Task)?;
+        let mut explanation = explain(&self.url, &config).map_err(CliError::Task)?;
+        if let Some(task) = &explanation.task {
+            let known = client::get::<Vec<admin::Task>>(&self.node.admin, "/v1/tasks");
+            explanation.held = known.map_or_else(|error| format!("not known: {error}"), |tasks| held(task, &tasks));
+        }
         Ok(if self.json { super::json(&explanation) } else { explanation.table() })
     }
 }
@@ -82,7 +92,27 @@ fn explain(url: &Url, config: &Config) -> Result<Explanation, String> {
             Identity::XetFile(_) | Identity::Named(_) => "by its pieces' BLAKE3 between nodes alone",
         },
         consent: consent(&treatment, config),
+        room: room(&treatment),
+        held: "not known before the origin's answer".to_owned(),
     })
+}
+
+/// When the file goes.
+fn room(treatment: &Treatment) -> String {
+    let order = match treatment.priority {
+        Priority::Low => "before others",
+        Priority::Normal => "least recently used first",
+        Priority::High => "after others",
+    };
+    let keep = treatment.keep.map(|keep| format!(", and {} after it came at the latest", Period(keep)));
+    format!("gives way {order} when room is needed{}", keep.unwrap_or_default())
+}
+
+fn held(id: &str, tasks: &[admin::Task]) -> String {
+    let Some(task) = tasks.iter().find(|task| task.id == id) else { return "nothing by the running node".to_owned() };
+    let pinned = if task.pinned { ", pinned" } else { "" };
+    let (here, all, verdict) = (human::size(task.held_bytes), human::size(task.bytes), &task.verdict);
+    format!("{here} of {all}, {verdict}{pinned}")
 }
 
 fn every_filter(config: &Config) -> Result<Filter, String> {
@@ -139,6 +169,8 @@ impl Explanation {
             ("task", self.task.as_deref().unwrap_or(if self.kept { "known with the ETag" } else { "-" })),
             ("verified", if self.kept { self.verified } else { "-" }),
             ("consent", &self.consent),
+            ("room", if self.kept { &self.room } else { "-" }),
+            ("held", if self.kept { &self.held } else { "-" }),
         ];
         rows.iter().map(|(key, value)| format!("{key:9} {value}\n")).collect()
     }
@@ -165,12 +197,13 @@ mod tests {
 
     #[test]
     fn the_rule_and_its_consequences_are_named() {
-        let yaml =
-            "rules: [{match: registry.example, store: true, public: true, https: true}]\nproxy: {allow: [a.example]}";
+        let yaml = "rules: [{match: registry.example, store: true, public: true, https: true, keep: 7d, priority: low}]\n\
+             proxy: {allow: [a.example]}";
         let told = explained("http://registry.example/blob", yaml);
         assert!(
             told.rule.starts_with("rule 1") && told.asked.starts_with("https://") && told.consent.starts_with("none")
         );
+        assert_eq!(told.room, "gives way before others when room is needed, and 7d after it came at the latest");
         let other = explained("https://other.example/", yaml);
         assert!(!other.kept && other.connect.starts_with("refused"));
         let hub = explained("https://huggingface.co/o/m/resolve/main/config.json", "{}");

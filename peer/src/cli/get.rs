@@ -13,6 +13,7 @@ pub(super) mod progress;
 mod reference;
 mod report;
 mod settings;
+mod taken;
 mod transfer;
 mod web;
 mod work;

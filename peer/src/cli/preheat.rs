@@ -1,8 +1,8 @@
-//! `pondhawk preheat`: has the node fetch files before anybody asks for them.
+//! `pondhawk preheat`: has the node, or many nodes, fetch files before anybody asks for them.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::task::block_in_place;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     },
     human,
 };
-use crate::admin::{self, PreheatTaken, PreheatWanted};
+use crate::admin::{self, PreheatScope, PreheatTaken, PreheatWanted};
 
 /// Between two looks at what the node does, and two tries while it has too much to do.
 const LOOK: Duration = Duration::from_millis(500);
@@ -27,7 +27,10 @@ Exit codes:
   3  no node answers, or the Hub does not have it for this user: see HF_TOKEN
 
 The Hub is asked with the token from here; the node hears signed URLs, and never the token. Files that the Hub serves
-itself (the small ones) are kept by no node and are left out.";
+itself (the small ones) are kept by no node and are left out.
+
+With --scope seeds or all this node reads each file from the origin, once, and other nodes have it from there: they hear
+the hash in its name, by the scheduler, and no URL. They serve it to clients who have a URL of their own for it.";
 
 /// The command's arguments.
 #[derive(Debug, Args)]
@@ -43,7 +46,16 @@ pub(super) struct Preheat {
     /// Pin them when they are there
     #[arg(long)]
     pin: bool,
-    /// Wait until they are in the store
+    /// Which nodes are to hold them: this one, or it and the others named
+    #[arg(long, value_enum, default_value_t = Reach::This, value_name = "NODES")]
+    scope: Reach,
+    /// Of those, only nodes with this label; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Of those, so many besides this one: seed peers first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
+    /// Wait until they are in the store, of every node that is to hold them
     #[arg(short, long)]
     wait: bool,
     /// Print what the node says of each, as a JSON list
@@ -56,7 +68,33 @@ pub(super) struct Preheat {
     node: Node,
 }
 
+/// Which nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Reach {
+    /// This node alone
+    This,
+    /// Seed peers
+    Seeds,
+    /// Every node of the cluster
+    All,
+}
+
+fn label(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is expected")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 impl Preheat {
+    /// The other nodes that are meant. A label or a count speaks of other nodes, whatever the scope says.
+    fn nodes(&self) -> Option<PreheatScope> {
+        let others = self.scope != Reach::This || !self.label.is_empty() || self.count.is_some();
+        others.then(|| PreheatScope {
+            seeds: self.scope == Reach::Seeds,
+            labels: self.label.iter().cloned().collect(),
+            count: self.count.unwrap_or_default(),
+        })
+    }
+
     pub(super) fn run(&self) -> Result<String, CliError> {
         let runtime = super::get::runtime()?;
         let progress = Progress::new(self.quiet);
@@ -100,6 +138,7 @@ impl Preheat {
             url: place.url.to_string(),
             headers: place.lines.into_iter().map(text).collect(),
             pin: self.pin,
+            nodes: self.nodes(),
         };
         loop {
             let taken = block_in_place(|| client::post(&self.node.admin, "/v1/preheats", &wanted))?;
@@ -143,10 +182,9 @@ impl Preheat {
         }
         let row = |preheat: &admin::Preheat| {
             let size = if preheat.bytes > 0 { human::size(preheat.bytes) } else { "-".to_owned() };
-            let state = match &preheat.error {
-                Some(error) => format!("{}: {error}", preheat.state),
-                None => preheat.state.clone(),
-            };
+            let nodes = preheat.nodes.map(|nodes| format!(", on {} of {} other nodes", nodes.complete, nodes.peers));
+            let error = preheat.error.as_ref().map(|error| format!(": {error}"));
+            let state = [Some(preheat.state.clone()), nodes, error].into_iter().flatten().collect::<String>();
             [size, human::printable(&state), human::printable(&preheat.label)]
         };
         human::table(["SIZE", "STATE", "FROM"], &taken.values().map(row).collect::<Vec<_>>(), &[0])

@@ -140,8 +140,10 @@ impl Config {
         if swarm.labels.len() > 16 || !swarm.labels.iter().all(label) {
             return wrong("swarm.labels", "must be at most 16, keys and values of 1 to 63 bytes");
         }
-        if (1..MIB).contains(&swarm.upload_rate.0) {
-            return wrong("swarm.upload_rate", "must be 0 or at least 1MiB");
+        for (key, rate) in [("swarm.upload_rate", swarm.upload_rate), ("swarm.download_rate", swarm.download_rate)] {
+            if (1..MIB).contains(&rate.0) {
+                return wrong(key, "must be 0 or at least 1MiB");
+            }
         }
         if swarm.uploads == 0 {
             return wrong("swarm.uploads", "must be at least 1; swarm.listen: off shares nothing");
@@ -203,7 +205,8 @@ impl Config {
                 return wrong("origin.overrides", format!("`{place}` {reason}"));
             }
         }
-        for (key, url) in [("mirror.hub", &self.mirror.hub), ("mirror.cdn", &self.mirror.cdn)] {
+        let mirror = &self.mirror;
+        for (key, url) in [("mirror.hub", &mirror.hub), ("mirror.cdn", &mirror.cdn), ("mirror.url", &mirror.url)] {
             if let Some(reason) = url.as_deref().and_then(hub_problem) {
                 return wrong(key, reason.to_owned());
             }

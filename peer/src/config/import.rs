@@ -201,6 +201,10 @@ impl Translation {
         if let Some(rate) = rate.and_then(|rate| size(&rate)) {
             self.set("swarm.upload_rate", json!(rate));
         }
+        let rate = self.text("download.rateLimit").or_else(|| self.text("download.bandwidthLimit"));
+        if let Some(rate) = rate.and_then(|rate| size(&rate)) {
+            self.set("swarm.download_rate", json!(rate));
+        }
         if let Some(rate) = self.text("download.backToSourceBandwidthLimit").and_then(|rate| size(&rate)) {
             self.set("origin.rate", json!(rate));
         }

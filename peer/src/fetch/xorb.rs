@@ -8,7 +8,7 @@ use std::{ops::Range, rc::Rc, sync::Arc};
 
 use hyper::{HeaderMap, StatusCode, header};
 
-use super::{Found, Source, begin, complete, is_whole};
+use super::{Found, Source, Terms, begin, complete, is_whole};
 use crate::{
     authorize::{Allowed, Ground},
     http::head::RequestHead,
@@ -35,7 +35,13 @@ pub struct Window {
 }
 
 /// As [`super::find`], for a xorb's URL.
-pub(super) async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead, url: &XorbUrl) -> Found {
+pub(super) async fn find(
+    shard: &Rc<Shard>,
+    request: &OriginRequest,
+    head: &RequestHead,
+    url: &XorbUrl,
+    terms: &Terms,
+) -> Found {
     let node = &shard.node;
     let Some(asked) = asked(head, url) else {
         return Found::Straight("not exactly one range that the URL is signed for".to_owned());
@@ -75,7 +81,7 @@ pub(super) async fn find(shard: &Rc<Shard>, request: &OriginRequest, head: &Requ
     };
     match whole {
         Some(whole) => served(complete(whole, Ground::Asked), window),
-        None => match begin(shard, &request, &identity, probe, here, head).await {
+        None => match begin(shard, &request, &identity, probe, here, head, terms).await {
             Found::Source(source) => served(*source, window),
             other => other,
         },

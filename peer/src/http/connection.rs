@@ -180,7 +180,9 @@ impl Exchange {
         self.way = Way::Mirror;
         if let (Some(hub), Some(host)) = (self.front().hub(), self.head.host()) {
             let hub = hub.as_str().trim_end_matches('/').to_owned();
-            self.base = Some(Base { ours: format!("http://{host}"), hub });
+            let ours = self.shard.node.config.mirror.url.as_deref();
+            let ours = ours.map_or_else(|| format!("http://{host}"), |url| url.trim_end_matches('/').to_owned());
+            self.base = Some(Base { ours, hub });
         }
     }
 

@@ -1,11 +1,14 @@
 //! What the node does with a URL, and who may reach what through it [pure].
 
+use std::time::Duration;
+
 use regex::Regex;
 use url::Url;
 
 use super::target::Authority;
 use crate::{
     config::{self, Config},
+    store::Priority,
     task::{Filter, filter::PatternError, id::is_under},
     tls::{NameError, Suffixes},
 };
@@ -84,6 +87,8 @@ struct Rule {
     redirect: Option<Authority>,
     filter: Option<Filter>,
     public: bool,
+    keep: Option<Duration>,
+    priority: Priority,
 }
 
 /// What is done with one URL.
@@ -97,6 +102,10 @@ pub struct Treatment {
     pub public: bool,
     /// What is no part of the name, where that is not what holds for all.
     pub filter: Option<Filter>,
+    /// For how long the file is kept at most.
+    pub keep: Option<Duration>,
+    /// What goes first when room is needed.
+    pub priority: Priority,
     /// The rule that decided, from 1; none: what holds without one.
     pub rule: Option<usize>,
 }
@@ -158,11 +167,20 @@ impl Front {
     pub fn treat(&self, url: Url) -> Treatment {
         let served = url.host_str().is_some_and(|host| self.serves(host));
         let found = self.rules.iter().position(|rule| rule.pattern.is_match(url.as_str()));
-        let mut treatment = Treatment { url, store: served, public: false, filter: None, rule: found.map(|n| n + 1) };
+        let mut treatment = Treatment {
+            url,
+            store: served,
+            public: false,
+            filter: None,
+            keep: None,
+            priority: Priority::Normal,
+            rule: found.map(|n| n + 1),
+        };
         let mut https = served;
         if let Some(rule) = found.map(|index| &self.rules[index]) {
             (treatment.store, treatment.public) = (rule.store, rule.public);
             treatment.filter.clone_from(&rule.filter);
+            (treatment.keep, treatment.priority) = (rule.keep, rule.priority);
             https |= rule.https;
             if let Some(to) = &rule.redirect {
                 redirect(&mut treatment.url, to);
@@ -195,6 +213,8 @@ impl Rule {
             redirect,
             filter: filter.map_err(|source| FrontError::Parameter { number, source })?,
             public: rule.public,
+            keep: rule.keep.map(|keep| keep.0),
+            priority: rule.priority,
         })
     }
 }
@@ -240,13 +260,14 @@ mod tests {
     fn the_first_rule_that_is_found_decides() {
         let front = front(
             "rules:\n- {match: '\\.json$', store: false}\n- {match: mirror.example/, https: true, redirect: 'origin.example:8443', \
-             drop_params: [token], public: true}\n",
+             drop_params: [token], public: true, keep: 2h, priority: high}\n",
         )
         .unwrap();
         assert!(!treated(&front, "https://mirror.example/a.json").store);
         let kept = treated(&front, "http://mirror.example/a.bin?token=1&v=2");
         assert_eq!(kept.url.as_str(), "https://origin.example:8443/a.bin?token=1&v=2");
         assert!(kept.store && kept.public && kept.rule == Some(2));
+        assert_eq!((kept.keep, kept.priority), (Some(Duration::from_secs(7200)), Priority::High));
         assert_eq!(kept.filter.unwrap().apply("token=1&v=2").as_deref(), Some("v=2"));
         assert_eq!(treated(&front, "https://cdn-lfs.hf.co/x").rule, None);
     }

@@ -15,14 +15,16 @@ use crate::{
     admin::{LinkReport, SwarmReport},
     config::Config,
     limits,
+    preheat::Wanted,
     shard::Shard,
+    store::About,
     swarm::{
         exchange::Exchange,
         identity::Token,
         session::{self, SessionOptions, SwarmStatus},
     },
     tls::{Authority, Suffixes},
-    wire::{Endpoint, Identity, LinkStatus, Links, Options, PeerId, Uploads},
+    wire::{Endpoint, Identity, LinkStatus, Links, Options, PeerId, Uploads, rate::Bucket},
 };
 
 /// Where the embedded scheduler keeps its CA and its secret, below the data directory.
@@ -42,6 +44,8 @@ pub struct Cluster {
     pub name: PeerId,
     /// The pieces that all shards together send.
     pub uploads: Arc<Uploads>,
+    /// How fast all downloads together fetch from other nodes.
+    pub pace: Arc<Mutex<Bucket>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
     status: Arc<SwarmStatus>,
     links: Mutex<Vec<Vec<LinkStatus>>>,
@@ -81,6 +85,7 @@ impl Cluster {
         };
         Ok(Some(Self {
             uploads: Uploads::new(Arc::clone(&exchange), u32::from(config.swarm.uploads), config.swarm.upload_rate.0),
+            pace: Arc::new(Mutex::new(Bucket::new(config.swarm.download_rate.0))),
             exchange,
             name: node_name(config.swarm.name.as_deref())?,
             identity: watch::Sender::new(None),
@@ -109,6 +114,7 @@ impl Cluster {
                 }
             });
         }
+        tokio::spawn(take_wishes(Arc::clone(&self.exchange), Arc::clone(node)));
         let options = self.session_options(&node.config);
         let (exchange, store, status) = (Arc::clone(&self.exchange), Arc::clone(&node.store), Arc::clone(&self.status));
         let (identity, stop) = (self.identity.clone(), Arc::clone(node));
@@ -199,6 +205,21 @@ impl Cluster {
         let mut all = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shard) = all.get_mut(index) {
             *shard = links.snapshot();
+        }
+    }
+}
+
+/// Queues what the scheduler wishes this node to hold.
+async fn take_wishes(exchange: Arc<Exchange>, node: Arc<Node>) {
+    loop {
+        let wish = tokio::select! {
+            wish = exchange.wished() => wish,
+            () = node.draining() => return,
+        };
+        let (task, pin) = (wish.task, wish.pin);
+        let label = About::untold(&wish.host).label;
+        if node.preheats.offer(label, Wanted::Wish(wish), pin).is_none() {
+            tracing::warn!(%task, "not preheated for the cluster: too many wait already");
         }
     }
 }

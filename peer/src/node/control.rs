@@ -16,8 +16,9 @@ use crate::{
     fetch::{Brought, Terms},
     intercept::resolver,
     limits,
+    preheat::Wanted,
     store::{TaskInfo, Verdict},
-    swarm::OriginRequest,
+    swarm::{OriginRequest, exchange::Scope},
     task::TaskId,
 };
 
@@ -158,7 +159,12 @@ impl Control for Node {
         let terms = Terms::of(&treatment);
         let request = OriginRequest::new(treatment.url, headers.collect());
         let full = || PreheatRefusal::Full(format!("{} preheats wait already", limits::PREHEATS));
-        self.preheats.offer(label, request, terms, wanted.pin).ok_or_else(full)
+        let scope = wanted.nodes.map(|nodes| Scope {
+            seeds: nodes.seeds,
+            labels: nodes.labels.into_iter().collect(),
+            count: nodes.count,
+        });
+        self.preheats.offer(label, Wanted::Url { request, terms, scope }, wanted.pin).ok_or_else(full)
     }
 
     fn preheats(&self) -> Vec<Preheat> {

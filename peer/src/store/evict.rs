@@ -1,4 +1,7 @@
-//! Which tasks go when room is needed [pure]: least recently used first, whole tasks, never one in use or pinned.
+//! Which tasks go when room is needed [pure]: of the lowest priority the least recently used first, whole tasks, never one in
+//! use or pinned.
+
+use super::Priority;
 
 /// A task as eviction sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,6 +10,8 @@ pub struct Candidate<K> {
     pub key: K,
     /// What its removal gives back, in bytes.
     pub bytes: u64,
+    /// Higher ones go later.
+    pub priority: Priority,
     /// When it was last used; only the order matters.
     pub last_used: u64,
     /// Whether somebody reads or downloads it now.
@@ -22,12 +27,12 @@ impl<K> Candidate<K> {
     }
 }
 
-/// The tasks to remove so that at least `need` bytes come free, oldest use first. Empty when `need` is 0.
+/// The tasks to remove so that at least `need` bytes come free, in their order. Empty when `need` is 0.
 ///
 /// `None` if all that may go would not suffice: then nothing should be removed.
 pub fn victims<K: Copy>(candidates: &[Candidate<K>], need: u64) -> Option<Vec<K>> {
     let mut idle: Vec<_> = candidates.iter().filter(|candidate| candidate.may_go()).collect();
-    idle.sort_by_key(|candidate| candidate.last_used);
+    idle.sort_by_key(|candidate| (candidate.priority, candidate.last_used));
     let mut freed = 0;
     let mut chosen = Vec::new();
     for candidate in idle {
@@ -45,7 +50,7 @@ mod tests {
     use super::*;
 
     fn candidate(key: u32, bytes: u64, last_used: u64, in_use: bool) -> Candidate<u32> {
-        Candidate { key, bytes, last_used, in_use, pinned: false }
+        Candidate { key, bytes, priority: Priority::Normal, last_used, in_use, pinned: false }
     }
 
     #[test]
@@ -61,6 +66,13 @@ mod tests {
         let all = [candidate(1, 10, 1, true), candidate(2, 10, 2, false)];
         assert_eq!(victims(&all, 11), None);
         assert_eq!(victims(&all, 5), Some(vec![2]));
+    }
+
+    #[test]
+    fn a_higher_priority_goes_later_however_old_it_is() {
+        let high = Candidate { priority: Priority::High, ..candidate(1, 10, 1, false) };
+        let low = Candidate { priority: Priority::Low, ..candidate(3, 10, 9, false) };
+        assert_eq!(victims(&[high, candidate(2, 10, 5, false), low], 20), Some(vec![3, 2]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crossbeam::channel::Sender;
 use tokio::sync::{Notify, SetOnce, futures::Notified};
 
 use super::{
-    StoreError, TaskMeta,
+    About, StoreError, TaskMeta,
     backend::{Backend, Disk},
     clock, error,
     index::Op,
@@ -67,6 +67,8 @@ pub(super) struct State {
     /// `last_used` or `held_bytes` are newer than the index has them.
     pub(super) use_changed: AtomicBool,
     pub(super) removed: AtomicBool,
+    /// What its origin said of it after the task was made without that.
+    pub(super) described: OnceLock<About>,
     /// Never evicted.
     pub(super) pinned: AtomicBool,
     /// Commits under way.
@@ -89,6 +91,7 @@ impl State {
             last_used: AtomicU64::new(0),
             use_changed: AtomicBool::new(true),
             removed: AtomicBool::new(false),
+            described: OnceLock::new(),
             pinned: AtomicBool::new(false),
             committing: AtomicU32::new(0),
             digesting: AtomicU32::new(0),
@@ -332,6 +335,21 @@ impl Held {
             drop(self.links.ops.try_send(op));
         }
         self.wake_all();
+    }
+
+    /// What the origin says of it.
+    pub fn about(&self) -> &About {
+        self.state.described.get().unwrap_or(&self.meta.about)
+    }
+
+    /// Notes what the origin says of a task that was made without that; a task that has it keeps it. Remembered over restarts.
+    pub fn describe(&self, about: About) {
+        if self.about().is_told() || !about.is_told() || self.state.described.set(about).is_err() {
+            return;
+        }
+        let (id, generation, about) = (self.meta.id, self.state.generation, self.about().clone());
+        // Only advisory: if it gets lost, the next client's request brings it again.
+        drop(self.links.ops.try_send(Op::Described { id, generation, about: Box::new(about) }));
     }
 
     /// Waits until the verdict is no longer pending, or the task was removed. The caller sets the deadline.

@@ -12,7 +12,7 @@ use redb::{Database, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::{TaskMeta, held::State};
+use super::{About, Keeping, Priority, TaskMeta, held::State};
 use crate::task::{Layout, Proof, TaskId, id::parse_hex32, xorb::Claim};
 
 const TASKS: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("tasks");
@@ -71,6 +71,8 @@ pub(super) enum Op {
     Put(Box<Record>, Arc<State>),
     /// The verdict of a task, if it is still of this generation.
     Verified { id: TaskId, generation: u64, verified: bool },
+    /// What the origin says of a task, if it is still of this generation.
+    Described { id: TaskId, generation: u64, about: Box<About> },
     /// Whether a task is never evicted; tells whether that is durable.
     Pinned { id: TaskId, generation: u64, pinned: bool, done: oneshot::Sender<bool> },
     /// Forgets a task, if it is still of this generation; tells when its blocks are free.
@@ -195,6 +197,16 @@ fn apply_one(transaction: &WriteTransaction, op: &Op, epoch: u64) -> Result<(), 
                 None => Ok(()),
             }
         }
+        Op::Described { id, generation, about } => {
+            let mut tasks = transaction.open_table(TASKS)?;
+            match find(&tasks, *id, *generation)? {
+                Some(mut record) => {
+                    record.meta.about = (**about).clone();
+                    put(&mut tasks, &record)
+                }
+                None => Ok(()),
+            }
+        }
         Op::Pinned { id, generation, pinned: true, .. } => {
             transaction.open_table(PINNED)?.insert(id.0, generation)?;
             Ok(())
@@ -259,6 +271,11 @@ struct Stored {
     created_unix: u64,
     generation: u64,
     verified: bool,
+    /// Newer, as `xorb` is.
+    #[serde(default)]
+    until_unix: Option<u64>,
+    #[serde(default)]
+    priority: Priority,
 }
 
 /// A xorb and the place of the task in it.
@@ -285,12 +302,14 @@ fn encode(record: &Record) -> Vec<u8> {
             }
             _ => None,
         },
-        label: meta.label.clone(),
-        headers: meta.headers.iter().map(|(name, value)| (name.clone(), latin1_text(value))).collect(),
-        etag: meta.etag.clone(),
+        label: meta.about.label.clone(),
+        headers: meta.about.headers.iter().map(|(name, value)| (name.clone(), latin1_text(value))).collect(),
+        etag: meta.about.etag.clone(),
         created_unix: meta.created_unix,
         generation: record.generation,
         verified: record.verified,
+        until_unix: meta.keeping.until_unix,
+        priority: meta.keeping.priority,
     };
     serde_json::to_vec(&stored).expect("strings and numbers always serialise")
 }
@@ -310,15 +329,9 @@ fn decode(id: TaskId, bytes: &[u8]) -> Option<Record> {
         (None, None) => None,
     };
     let headers = stored.headers.into_iter().map(|(name, value)| Some((name, latin1_bytes(&value)?)));
-    let meta = TaskMeta {
-        id,
-        layout,
-        proof,
-        label: stored.label,
-        headers: headers.collect::<Option<_>>()?,
-        etag: stored.etag,
-        created_unix: stored.created_unix,
-    };
+    let about = About { label: stored.label, headers: headers.collect::<Option<_>>()?, etag: stored.etag };
+    let keeping = Keeping { until_unix: stored.until_unix, priority: stored.priority };
+    let meta = TaskMeta { id, layout, proof, about, keeping, created_unix: stored.created_unix };
     Some(Record { meta, generation: stored.generation, verified: stored.verified })
 }
 
@@ -339,9 +352,12 @@ mod tests {
             id: TaskId([id; 32]),
             layout: Layout::for_len(3 << 20).unwrap(),
             proof: Some(Proof::Sha256([3; 32])),
-            label: "host/path".into(),
-            headers: vec![("X-Odd".into(), (0..=255).collect())],
-            etag: Some("\"tag\"".into()),
+            about: About {
+                label: "host/path".into(),
+                headers: vec![("X-Odd".into(), (0..=255).collect())],
+                etag: Some("\"tag\"".into()),
+            },
+            keeping: Keeping { until_unix: Some(1_800_000_000), priority: Priority::High },
             created_unix: 1_700_000_000,
         };
         Record { meta, generation, verified: false }
@@ -372,9 +388,22 @@ mod tests {
         record.meta.proof = Some(Proof::Xorb(Claim { hash: [4; 32], first: 7, total: Some(9 << 30) }));
         assert_eq!(decode(TaskId([1; 32]), &encode(&record)), Some(record.clone()));
         record.meta.proof = None;
+        record.meta.keeping = Keeping::default();
         let text = String::from_utf8(encode(&record)).unwrap().replace("\"xorb\":null,", "");
-        assert!(!text.contains("xorb"));
+        let text = text.replace(",\"until_unix\":null,\"priority\":\"normal\"", "");
+        assert!(!text.contains("xorb") && !text.contains("until") && !text.contains("priority"), "{text}");
         assert_eq!(decode(TaskId([1; 32]), text.as_bytes()), Some(record));
+    }
+
+    #[test]
+    fn what_the_origin_says_later_is_kept_with_the_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let about = About { label: "host/told".into(), headers: vec![("A".into(), b"b".to_vec())], etag: None };
+        let op = |generation| Op::Described { id: TaskId([1; 32]), generation, about: Box::new(about.clone()) };
+        open(&dir).0.apply(&[put(1, 5), op(4)]).unwrap();
+        assert_eq!(open(&dir).1[0].record, record(1, 5));
+        open(&dir).0.apply(&[op(5)]).unwrap();
+        assert_eq!(open(&dir).1[0].record.meta.about, about);
     }
 
     #[test]

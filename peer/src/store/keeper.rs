@@ -11,8 +11,9 @@ use std::{
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{
+    clock,
     index::{Index, IndexError, Op},
-    shelf::Shelf,
+    shelf::{Gone, Shelf},
 };
 
 /// Changes on their way to the index; past it `create` waits and advisory ones are dropped.
@@ -110,6 +111,8 @@ impl Keeper {
     fn tick(&mut self) {
         // What a full queue did not tell us of.
         self.empty_trash();
+        let expired = self.shelf.expire(clock::now_ms() / 1000);
+        self.forget(expired);
         if let Some(excess) = self.shelf.excess() {
             self.evict(excess);
         }
@@ -124,6 +127,10 @@ impl Keeper {
 
     fn evict(&mut self, bytes: u64) {
         let gone = self.shelf.trim(bytes);
+        self.forget(gone);
+    }
+
+    fn forget(&mut self, gone: Vec<Gone>) {
         let ops: Vec<_> =
             gone.into_iter().map(|gone| Op::Remove { id: gone.id, generation: gone.generation, freed: None }).collect();
         if !ops.is_empty() {

@@ -18,12 +18,13 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 pub use error::StoreError;
@@ -58,14 +59,62 @@ pub struct TaskMeta {
     pub layout: Layout,
     /// What the whole is checked against, if its name tells.
     pub proof: Option<Proof>,
+    /// What the origin says of it.
+    pub about: About,
+    /// For how long it is of use.
+    pub keeping: Keeping,
+    /// When it was first asked for, in Unix seconds.
+    pub created_unix: u64,
+}
+
+/// How a task is kept, as the rule for its URL said when it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// Past this, in Unix seconds, it goes as soon as nobody uses it.
+    pub until_unix: Option<u64>,
+    /// What goes first when room is needed.
+    pub priority: Priority,
+}
+
+/// What goes first when room is needed: all of a lower priority before any of a higher one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before the others.
+    Low,
+    /// What no rule says otherwise of.
+    #[default]
+    Normal,
+    /// After the others.
+    High,
+}
+
+/// Where the bytes of a task lie, in a store's directory: a file with each piece at its place.
+pub fn data_file(dir: &Path, id: &TaskId) -> PathBuf {
+    Paths::new(dir).data(id)
+}
+
+/// What an origin says of a task beside its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
     /// Host and path without query, for people.
     pub label: String,
     /// The origin's response headers, to replay.
     pub headers: Vec<(String, Vec<u8>)>,
     /// The origin's strong validator, with its quotes.
     pub etag: Option<String>,
-    /// When it was first asked for, in Unix seconds.
-    pub created_unix: u64,
+}
+
+impl About {
+    /// Of a task that other nodes speak of: its origin has told this node nothing yet.
+    pub fn untold(host: &str) -> Self {
+        Self { label: format!("{host} (from other nodes)"), ..Self::default() }
+    }
+
+    /// Whether the origin was asked.
+    pub fn is_told(&self) -> bool {
+        !self.headers.is_empty() || self.etag.is_some()
+    }
 }
 
 /// How large a store may become.

@@ -166,6 +166,17 @@ impl Shelf {
         self.drop_victims(&mut inner, &victims)
     }
 
+    /// Drops idle tasks that were to be kept until before `now_unix`, unless they are pinned.
+    pub(super) fn expire(&self, now_unix: u64) -> Vec<Gone> {
+        let mut inner = self.lock();
+        let over = |entry: &Entry| entry.meta.keeping.until_unix.is_some_and(|until| until < now_unix);
+        let due = |(_, entry): &(&TaskId, &Entry)| {
+            over(entry) && !entry.state.pinned.load(Ordering::Relaxed) && !inner.in_use(entry)
+        };
+        let due: Vec<TaskId> = inner.entries.iter().filter(due).map(|(id, _)| *id).collect();
+        self.drop_victims(&mut inner, &due)
+    }
+
     /// How much must go to be below the marks again, if the store is above one.
     pub(super) fn excess(&self) -> Option<u64> {
         let quota = self.options.quota;
@@ -303,6 +314,7 @@ impl Inner {
         let candidate = |(id, entry): (&TaskId, &Entry)| Candidate {
             key: *id,
             bytes: layout::cost(entry.meta.layout),
+            priority: entry.meta.keeping.priority,
             last_used: entry.state.last_used.load(Ordering::Relaxed),
             in_use: self.in_use(entry),
             pinned: entry.state.pinned.load(Ordering::Relaxed),
@@ -341,7 +353,7 @@ impl Entry {
         };
         TaskInfo {
             id: self.meta.id,
-            label: self.meta.label.clone(),
+            label: self.state.described.get().unwrap_or(&self.meta.about).label.clone(),
             len: self.meta.layout.len(),
             held: self.state.held_bytes.load(Ordering::Relaxed),
             verdict: self.held.upgrade().map_or(closed, |held| held.verdict()),

@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use tempfile::TempDir;
 
 use super::{
-    Held, Options, Store, StoreError, TaskMeta,
+    About, Held, Keeping, Options, Store, StoreError, TaskMeta,
     backend::{Disk, faulty::Faulty},
 };
 use crate::{
@@ -87,9 +87,12 @@ impl Sample {
             id: self.id(),
             layout: self.layout(),
             proof: None,
-            label: format!("host/{}", self.number),
-            headers: vec![("ETag".into(), b"\"x\"".to_vec())],
-            etag: None,
+            about: About {
+                label: format!("host/{}", self.number),
+                headers: vec![("ETag".into(), b"\"x\"".to_vec())],
+                etag: None,
+            },
+            keeping: Keeping::default(),
             created_unix: 1_700_000_000,
         }
     }

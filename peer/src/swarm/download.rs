@@ -49,6 +49,8 @@ pub struct Policy {
     pub backoff: Backoff,
     /// Whether the whole task is fetched after its last reader left.
     pub finish_alone: bool,
+    /// Whether readers wait for links, for as long as they like, though there is no URL. Over with the first one.
+    pub from_links: bool,
     /// Of the jitter.
     pub seed: u64,
 }
@@ -63,6 +65,7 @@ impl Default for Policy {
             led_run_len: [4 << 20, 1 << 20],
             backoff,
             finish_alone: false,
+            from_links: false,
             seed: 0,
         }
     }
@@ -556,6 +559,7 @@ impl Download {
     }
 
     fn url_offered(&mut self, source: SourceId) {
+        self.policy.from_links = false;
         if self.sources.len() == MAX_SOURCES {
             self.sources.pop_front();
         }
@@ -658,7 +662,7 @@ impl Download {
     /// Without a URL: what runs may finish; then waiting readers must know.
     fn starve(&mut self) -> Option<Action> {
         let waiting = self.runs.iter().any(|run| run.parked.is_some()) || self.pick().is_some();
-        if self.phase == Phase::Starved || self.active() > 0 || !waiting {
+        if self.phase == Phase::Starved || self.active() > 0 || !waiting || self.policy.from_links {
             return None;
         }
         self.phase = Phase::Starved;

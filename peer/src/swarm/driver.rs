@@ -141,12 +141,13 @@ enum Command {
 }
 
 /// Starts a download into `held` on the calling shard (a tokio-uring runtime). Nothing is fetched until a reader wants it
-/// ([`Handle::want`]), unless the policy lets downloads finish alone. With `sharing`, pieces also come from other nodes.
+/// ([`Handle::want`]), unless the policy lets downloads finish alone. With `sharing`, pieces also come from other nodes;
+/// without a `first` offer from them alone, until a client comes with its own.
 pub fn start(
     held: Arc<Held>,
     origin: Arc<Origin>,
     pool: Pool,
-    first: Offer,
+    first: Option<Offer>,
     sharing: Option<Sharing>,
     options: DriverOptions,
 ) -> Handle {
@@ -158,12 +159,12 @@ pub fn start(
         from_peers: AtomicU64::new(0),
     });
     let handle = Handle { shared: Arc::clone(&shared) };
-    let reach = match (&first.request.window, first.probe.ranges) {
-        (Some(_), _) => Reach::Window,
-        (None, true) => Reach::Ranges,
-        (None, false) => Reach::Whole,
+    let reach = match &first {
+        Some(Offer { request, .. }) if request.window.is_some() => Reach::Window,
+        Some(Offer { probe, .. }) if !probe.ranges => Reach::Whole,
+        Some(_) | None => Reach::Ranges,
     };
-    handle.offer(first);
+    first.into_iter().for_each(|first| handle.offer(first));
     let driver = async move {
         let user = held.user();
         // A timeout only means that pieces which may be there are fetched again.
@@ -577,7 +578,7 @@ impl Driver {
 
     /// The error that led to a failure: there was one, since only failed runs make a download fail.
     fn blamed(&self) -> Arc<OriginError> {
-        let label = || self.tools.held.meta.label.clone();
+        let label = || self.tools.held.about().label.clone();
         self.last_error.clone().unwrap_or_else(|| Arc::new(OriginError::Url { at: label() }))
     }
 }

@@ -32,6 +32,8 @@ const MAX_TOLD: usize = 16_384;
 const MANY_PIECES: usize = 4;
 /// And so is the first one after this time without a report: somebody may wait for a small file.
 const QUIET: Duration = Duration::from_millis(100);
+/// Wishes that wait to be taken; more are not heard.
+const MAX_WISHES: usize = 4096;
 /// Hosts that are paused at once.
 const MAX_PAUSED: usize = 256;
 
@@ -98,6 +100,8 @@ pub enum Said {
     Want(Want),
     /// They do not any more.
     Unwant(TaskId),
+    /// Others are to hold a task.
+    Spread(Spread),
     /// What is left of a lease goes back.
     Return {
         /// The lease.
@@ -135,6 +139,61 @@ pub struct Want {
     pub connections: u32,
     /// The pieces that clients wait for, as rising runs, at most 64; none: all.
     pub wanted: Option<Vec<Range<u32>>>,
+    /// What the task's name is made of: see [`Identity::to_content_name`](crate::task::Identity::to_content_name).
+    pub name: Option<Vec<u8>>,
+}
+
+/// Which other nodes are to hold a task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Only seed peers.
+    pub seeds: bool,
+    /// Only nodes with all of these labels.
+    pub labels: Vec<(String, String)>,
+    /// So many of them; 0: all.
+    pub count: u32,
+}
+
+/// Other nodes are to hold a task that this one holds or brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Which, and how they can want it without a URL.
+    pub wish: Wish,
+    /// Who.
+    pub scope: Scope,
+}
+
+/// A task that a node is to hold though no client of its own asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The task.
+    pub task: TaskId,
+    /// Its bytes.
+    pub len: u64,
+    /// The origin's host name, as in [`Want`].
+    pub host: String,
+    /// What its name is made of; not to be believed before the task's name is seen to follow from it.
+    pub name: Vec<u8>,
+    /// Whether it is to be kept whatever room is needed.
+    pub pin: bool,
+}
+
+/// How far other nodes are with a task that they are to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spreading {
+    /// Nodes.
+    pub peers: u32,
+    /// Of those, how many hold it.
+    pub complete: u32,
+    /// And how many will not.
+    pub failed: u32,
+}
+
+impl Spreading {
+    /// Whether no more will come.
+    pub fn is_over(self) -> bool {
+        self.complete.saturating_add(self.failed) >= self.peers
+    }
 }
 
 /// Why a lease goes back.
@@ -192,6 +251,8 @@ pub struct Exchange {
     said: Notify,
     /// Much has changed.
     changed: Notify,
+    /// Something is wished for.
+    wished: Notify,
     standing: watch::Sender<Standing>,
     /// Bytes sent to other peers since the start; kept by wire/.
     pub sent_to_peers: AtomicU64,
@@ -209,6 +270,8 @@ struct State {
     /// When changes were last taken.
     reported: Instant,
     paused: HashMap<String, Instant>,
+    wishes: VecDeque<Wish>,
+    spreads: HashMap<TaskId, watch::Sender<Option<Spreading>>>,
 }
 
 #[derive(Debug, Default)]
@@ -231,6 +294,7 @@ impl Default for Exchange {
             state: Mutex::new(State::new()),
             said: Notify::new(),
             changed: Notify::new(),
+            wished: Notify::new(),
             standing: watch::Sender::new(Standing::Never),
             sent_to_peers: AtomicU64::new(0),
             uploads: AtomicU32::new(0),
@@ -263,13 +327,35 @@ impl Exchange {
                 state.wants.insert(want.task, want.clone());
             }
             Said::Unwant(task) => drop(state.wants.remove(task)),
-            Said::Return { .. } | Said::Blame { .. } => {}
+            Said::Return { .. } | Said::Blame { .. } | Said::Spread(_) => {}
         }
         if state.said.len() < MAX_SAID {
             state.said.push_back(said);
         }
         drop(state);
         self.said.notify_one();
+    }
+
+    /// Has others hold a task; follows how far they are, as soon as the scheduler says.
+    pub fn spread(&self, spread: Spread) -> watch::Receiver<Option<Spreading>> {
+        let (tell, told) = watch::channel(None);
+        let mut state = self.state();
+        state.spreads.retain(|_, tell| !tell.is_closed());
+        state.spreads.insert(spread.wish.task, tell);
+        drop(state);
+        self.say(Said::Spread(spread));
+        told
+    }
+
+    /// Waits until the scheduler wishes that this node holds a task.
+    pub async fn wished(&self) -> Wish {
+        loop {
+            let notified = self.wished.notified();
+            if let Some(wish) = self.state().wishes.pop_front() {
+                return wish;
+            }
+            notified.await;
+        }
     }
 
     /// A piece came to be held; its digest where it came from the origin.
@@ -378,6 +464,23 @@ impl Exchange {
         inbox.is_some_and(|inbox| inbox.push(told))
     }
 
+    /// The scheduler wishes that this node holds a task.
+    pub fn wish(&self, wish: Wish) {
+        let mut state = self.state();
+        if state.wishes.len() < MAX_WISHES {
+            state.wishes.push_back(wish);
+        }
+        drop(state);
+        self.wished.notify_one();
+    }
+
+    /// How far others are with a task that they are to hold.
+    pub fn spreading(&self, task: &TaskId, spreading: Spreading) {
+        if let Some(tell) = self.state().spreads.get(task) {
+            tell.send_replace(Some(spreading));
+        }
+    }
+
     /// The session's standing changed: every download hears of it.
     pub fn stand(&self, standing: Standing) {
         self.standing.send_replace(standing);
@@ -408,6 +511,8 @@ impl State {
             pieces: 0,
             reported: Instant::now(),
             paused: HashMap::new(),
+            wishes: VecDeque::new(),
+            spreads: HashMap::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     ops::Range,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     metrics::{Metrics, Source},
     store::Held,
-    wire::{BlameKind, FetchError, Have, Link, Links, PeerId, Stop},
+    wire::{BlameKind, FetchError, Have, Link, Links, PeerId, Stop, rate::Bucket},
 };
 
 /// The first pause before a parent is dialled again, and the longest.
@@ -37,8 +37,12 @@ pub struct Sharing {
     pub links: Option<Rc<Links>>,
     /// Bytes of peers are counted here.
     pub metrics: Arc<Metrics>,
+    /// How fast all downloads of this node may fetch from peers.
+    pub pace: Arc<Mutex<Bucket>>,
     /// The origin's host name, with a port that is not the scheme's own.
     pub host: String,
+    /// What the task's name is made of, for nodes that have no URL.
+    pub name: Option<Vec<u8>>,
     /// Fetch all from the origin and believe no peer: pieces of before were wrong. What is fetched is told nevertheless.
     pub alone: bool,
 }
@@ -183,8 +187,18 @@ impl Share {
         let stop = Rc::new(Stop::default());
         self.fetches.insert((id, piece), Asked { stop: Rc::clone(&stop), digest });
         let tools = Rc::clone(tools);
+        let bytes = self.held.meta.layout.bytes_of(piece);
+        let mut pace = self.sharing.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = pace.take(std::time::Instant::now(), bytes.end - bytes.start);
+        drop(pace);
         tokio_uring::spawn(async move {
             let moved = Cell::new(0);
+            if !due.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(due) => {}
+                    () = stop.wait() => {}
+                }
+            }
             let result = link.fetch_piece(&tools.held, piece, digest, &tools.pool, &stop, &moved).await;
             tools.shared.from_peers.fetch_add(moved.get(), Ordering::Relaxed);
             let peer = link.peer().clone();
@@ -298,6 +312,7 @@ impl Share {
                 content_named: self.held.meta.proof.is_some(),
                 connections: u32::try_from(connections).unwrap_or(u32::MAX),
                 wanted: runs,
+                name: self.sharing.name.clone(),
             }),
         };
         self.sharing.exchange.say(said);

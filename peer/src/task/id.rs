@@ -149,6 +149,36 @@ impl Identity {
         !matches!(self, Self::Named(_))
     }
 
+    /// What the name is made of, where that is hashes alone and not a URL, for nodes that are to hold the task without one: see
+    /// Want.name in scheduler.proto.
+    pub fn to_content_name(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::ContentSha256(sha256) => Some([&[1], &sha256[..]].concat()),
+            Self::XetFile(hash) => Some([&[2], &hash[..]].concat()),
+            Self::Xorb { hash, signed: Some((first, last)) } => {
+                Some([&[3], &hash[..], &first.to_be_bytes(), &last.to_be_bytes()].concat())
+            }
+            Self::Xorb { signed: None, .. } | Self::Named(_) => None,
+        }
+    }
+
+    /// The reverse. What it names is to be compared with the task's id: whoever sends it may be wrong, or of a later version.
+    pub fn from_content_name(name: &[u8]) -> Option<Self> {
+        let (kind, rest) = name.split_first()?;
+        let (hash, rest) = rest.split_first_chunk::<32>()?;
+        let range = || Some((rest.first_chunk::<8>()?, rest.last_chunk::<8>().filter(|_| rest.len() == 16)?));
+        match (kind, rest.len()) {
+            (1, 0) => Some(Self::ContentSha256(*hash)),
+            (2, 0) => Some(Self::XetFile(*hash)),
+            (3, _) => {
+                let (first, last) = range()?;
+                let signed = (u64::from_be_bytes(*first), u64::from_be_bytes(*last));
+                (signed.0 <= signed.1).then_some(Self::Xorb { hash: *hash, signed: Some(signed) })
+            }
+            _ => None,
+        }
+    }
+
     /// The SHA-256 to verify a download against, where the name is one.
     pub fn sha256(&self) -> Option<[u8; 32]> {
         match self {

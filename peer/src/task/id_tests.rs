@@ -193,7 +193,31 @@ fn a_label_shows_no_query_and_no_credentials() {
     assert_eq!(label(&url), "cdn.hf.co:8443/a/b");
 }
 
+#[test]
+fn a_name_of_hashes_can_be_told_without_its_url_and_a_name_that_is_a_url_cannot() {
+    for identity in [
+        Identity::ContentSha256(hash()),
+        Identity::XetFile(hash()),
+        Identity::Xorb { hash: hash(), signed: Some((7, 1 << 40)) },
+    ] {
+        let name = identity.to_content_name().unwrap();
+        assert_eq!(Identity::from_content_name(&name), Some(identity));
+        assert_eq!(Identity::from_content_name(&name[..name.len() - 1]), None);
+        assert_eq!(Identity::from_content_name(&[&name[..], &[0]].concat()), None);
+    }
+    assert_eq!(Identity::Named("https://a/b?token=secret".to_owned()).to_content_name(), None);
+    assert_eq!(Identity::Xorb { hash: hash(), signed: None }.to_content_name(), None);
+    assert_eq!(Identity::from_content_name(&[9; 33]), None);
+}
+
 proptest! {
+    #[test]
+    fn no_told_name_makes_it_panic(name in proptest::collection::vec(any::<u8>(), 0..70)) {
+        if let Some(identity) = Identity::from_content_name(&name) {
+            prop_assert_eq!(identity.to_content_name(), Some(name));
+        }
+    }
+
     #[test]
     fn a_task_id_reads_back_as_itself(bytes: [u8; 32]) {
         prop_assert_eq!(TaskId(bytes).to_string().parse::<TaskId>().unwrap(), TaskId(bytes));

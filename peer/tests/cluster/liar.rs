@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use pondhawk::{
-    store::{Held, Options, Store, TaskMeta},
+    store::{About, Held, Keeping, Options, Store, TaskMeta},
     task::{Identity, Layout, Rules},
     uring::Pool,
 };
@@ -18,9 +18,8 @@ pub(crate) fn poison(data_dir: &Path, url: &str, len: u64) {
         id,
         layout: Layout::for_len(len).unwrap(),
         proof: None,
-        label: "a lie".to_owned(),
-        headers: Vec::new(),
-        etag: None,
+        about: About { label: "a lie".to_owned(), ..About::default() },
+        keeping: Keeping::default(),
         created_unix: 0,
     };
     let dir = data_dir.join("store");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use pondhawk::{
-    store::{Held, Options as StoreOptions, Store, TaskMeta},
+    store::{About, Held, Keeping, Options as StoreOptions, Store, TaskMeta},
     swarm::exchange::{Exchange, Parent},
     task::{Layout, TaskId},
     uring::Pool,
@@ -178,9 +178,8 @@ impl Sample {
             id: self.id(),
             layout: self.layout(),
             proof: None,
-            label: format!("host/{}", self.number),
-            headers: Vec::new(),
-            etag: None,
+            about: About { label: format!("host/{}", self.number), ..About::default() },
+            keeping: Keeping::default(),
             created_unix: 1_700_000_000,
         }
     }

@@ -43,7 +43,7 @@ pub struct JoinResponse {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerMessage {
-    #[prost(oneof = "peer_message::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "peer_message::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: ::core::option::Option<peer_message::Body>,
 }
 /// Nested message and enum types in `PeerMessage`.
@@ -68,6 +68,8 @@ pub mod peer_message {
         Renew(super::Renew),
         #[prost(message, tag = "9")]
         Pong(super::Pong),
+        #[prost(message, tag = "10")]
+        Spread(super::Spread),
     }
 }
 /// First message of a session.
@@ -154,6 +156,38 @@ pub struct Want {
     /// The pieces that the peer's clients wait for: it is leased no others. Absent: all of the task. At most 64 runs.
     #[prost(message, optional, tag = "7")]
     pub wanted: ::core::option::Option<PieceSet>,
+    /// What the task's name is made of, for peers that are to hold it without a URL; empty where it is made of a URL. At most
+    /// 64 bytes, which the scheduler passes on as they are. A kind, and its value: 1, a SHA-256; 2, the xet hash of a file; 3, the
+    /// hash of a xorb, and first and last byte of a range of it, 8 bytes each, big-endian. Whoever gets it checks that the
+    /// task's name follows from it.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub name: ::prost::bytes::Bytes,
+}
+/// Have others hold this task too: they get a Preheat. Answered by Spreading, again whenever that changes. From a peer that
+/// holds the task or wants it. Sent again for the same task it takes the place of what was asked before.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Spread {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub len: u64,
+    /// As in Want; needed here.
+    #[prost(string, tag = "3")]
+    pub origin_host: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub name: ::prost::bytes::Bytes,
+    /// Only peers that are there to hold and serve.
+    #[prost(bool, tag = "5")]
+    pub seeds: bool,
+    /// Only peers with all of these labels. At most 16.
+    #[prost(message, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
+    /// So many of them: seeds and those that have it first, then any. 0: all.
+    #[prost(uint32, tag = "7")]
+    pub count: u32,
+    /// They are to keep it whatever room they need.
+    #[prost(bool, tag = "8")]
+    pub pin: bool,
 }
 /// Nobody at this peer waits any more. Leases on the task go back; what it holds stays known.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -364,7 +398,7 @@ pub struct Pong {
 pub struct SchedulerMessage {
     #[prost(
         oneof = "scheduler_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
     )]
     pub body: ::core::option::Option<scheduler_message::Body>,
 }
@@ -394,6 +428,8 @@ pub mod scheduler_message {
         Renewed(super::Renewed),
         #[prost(message, tag = "11")]
         Ping(super::Ping),
+        #[prost(message, tag = "12")]
+        Spreading(super::Spreading),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -494,13 +530,36 @@ pub struct Dispute {
     #[prost(bool, tag = "5")]
     pub refetch: bool,
 }
-/// Others want this task: want it too, from the swarm (the peer has no URL). To seeds.
+/// Others want this task, or hold it: want it too, from the swarm (the peer has no URL). To seeds of their own accord, and to
+/// those that a Spread is for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Preheat {
     #[prost(bytes = "bytes", tag = "1")]
     pub task: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "2")]
     pub len: u64,
+    #[prost(string, tag = "3")]
+    pub origin_host: ::prost::alloc::string::String,
+    /// As in Want. A peer does nothing where it is empty or of a kind that it does not know.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub name: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "5")]
+    pub pin: bool,
+}
+/// How far a Spread is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Spreading {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub task: ::prost::bytes::Bytes,
+    /// Peers that it is for.
+    #[prost(uint32, tag = "2")]
+    pub peers: u32,
+    /// Of those, how many hold the whole task.
+    #[prost(uint32, tag = "3")]
+    pub complete: u32,
+    /// And how many will not: gone, or they do not want it (any more).
+    #[prost(uint32, tag = "4")]
+    pub failed: u32,
 }
 /// Leave this origin alone, leased or not, for a while.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -15,6 +15,7 @@ mod membership;
 mod pieces;
 mod select;
 mod sessions;
+mod spread;
 mod tasks;
 mod wants;
 
@@ -28,9 +29,11 @@ pub use digests::{CHUNK as DIGESTS_AT_ONCE, DigestRun};
 pub use leases::ReturnReason;
 pub use membership::{PeerId, PeerInfo};
 pub use pieces::pieces_of;
+pub use spread::{Scope, Spreading};
 
 use membership::Members;
 use sessions::Check;
+use spread::Spread;
 use tasks::{Lease, Task};
 use wants::Wanting;
 
@@ -39,6 +42,9 @@ type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
 
 /// A task's name.
 pub type TaskName = [u8; 32];
+
+/// What a task's name is made of: peers' business, at most 64 bytes.
+pub type ContentName = Arc<[u8]>;
 
 /// What can be set; the defaults suit a cluster of machines in one data centre.
 #[derive(Clone, Debug)]
@@ -111,9 +117,19 @@ pub enum Event {
         connections: u32,
         /// `None`: all of the task.
         wanted: Option<Vec<Range<u32>>>,
+        name: Option<ContentName>,
     },
     Unwant {
         task: TaskName,
+    },
+    /// Others are to hold the task too.
+    Spread {
+        task: TaskName,
+        len: u64,
+        host: String,
+        name: Option<ContentName>,
+        scope: Scope,
+        pin: bool,
     },
     Progress(Progress),
     Load {
@@ -189,6 +205,13 @@ pub enum Directive {
     Preheat {
         task: TaskName,
         len: u64,
+        host: Arc<str>,
+        name: Option<ContentName>,
+        pin: bool,
+    },
+    Spreading {
+        task: TaskName,
+        spreading: Spreading,
     },
     Throttle {
         host: Arc<str>,
@@ -234,6 +257,7 @@ pub struct Cluster {
     /// Tasks and peers with few links, and when to look for more.
     poor: BTreeSet<(Duration, u32, u32)>,
     checks: BTreeSet<(Duration, u32, Check)>,
+    spreads: BTreeMap<TaskName, Spread>,
     banned: Vec<PeerId>,
     /// When the first event came.
     began: Option<Duration>,
@@ -263,6 +287,7 @@ impl Cluster {
             seeks: BTreeSet::new(),
             poor: BTreeSet::new(),
             checks: BTreeSet::new(),
+            spreads: BTreeMap::new(),
             banned: Vec::new(),
             began: None,
             out: VecDeque::new(),
@@ -291,8 +316,15 @@ impl Cluster {
             Event::Held { task, len, complete, have } if believed => {
                 self.confirm(now, at, &task, len, complete, have);
             }
-            Event::Want { task, len, host, can_fetch, connections, wanted } => {
-                self.want(now, at, &task, len, Wanting { host: &host, can_fetch, connections, wanted });
+            Event::Want { task, len, host, can_fetch, connections, wanted, name } => {
+                self.want(now, at, &task, len, Wanting { host: &host, can_fetch, connections, wanted, name });
+            }
+            Event::Spread { task, len, host, name, scope, pin } if believed => {
+                // Its Want may still be on its way.
+                if let Some(place) = self.enter(at, &task, len) {
+                    self.note_name(place, &host, name);
+                }
+                self.spread(now, Some(at), &task, &scope, pin);
             }
             Event::Unwant { task } => self.unwant(now, at, &task),
             Event::Progress(progress) if believed => self.progress(now, at, &progress),
@@ -303,7 +335,7 @@ impl Cluster {
             }
             Event::LeaseReturn { lease, reason, retry_after } => self.returned(now, at, lease, reason, retry_after),
             Event::Blame { peer, task, silent, .. } if believed => self.blame(now, at, &peer, &task, silent),
-            Event::Held { .. } | Event::Progress(_) | Event::Blame { .. } => {}
+            Event::Held { .. } | Event::Progress(_) | Event::Blame { .. } | Event::Spread { .. } => {}
         }
     }
 
@@ -314,6 +346,7 @@ impl Cluster {
         self.push_digests(now);
         self.seek_again(now);
         self.link_poor(now);
+        self.look_at_spreads(now);
         self.lease_again(now);
         self.resume_hosts(now);
     }
@@ -321,6 +354,20 @@ impl Cluster {
     /// The next directive and whom it is for.
     pub fn poll(&mut self) -> Option<(PeerId, Directive)> {
         self.out.pop_front()
+    }
+
+    /// As [`Event::Spread`], of a task that is known, on an operator's wish. Whether it is known, and by what its name is made of.
+    pub fn spread_known(&mut self, now: Duration, task: &TaskName, scope: &Scope, pin: bool) -> bool {
+        let known = self.by_name.get(task).and_then(|&at| self.seen(at)).is_some_and(|task| task.name.is_some());
+        if known {
+            self.spread(now, None, task, scope, pin);
+        }
+        known
+    }
+
+    /// How far the spread of a task is; none where there is none, or it is over.
+    pub fn spread_of(&self, now: Duration, task: &TaskName) -> Option<Spreading> {
+        self.spreads.get(task).map(|spread| self.spreading(now, task, spread))
     }
 
     /// Peers known, with or without a session.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::digests::Digests;
 use super::pieces::{Bits, FreeRuns, pieces_of};
-use super::{Cluster, Map, TaskName};
+use super::{Cluster, ContentName, Map, TaskName};
 
 /// Tasks a peer may be entered at: past it, what it says of others is not heard.
 const MAX_TASKS_A_PEER: usize = 65_536;
@@ -94,6 +94,8 @@ pub(super) struct Task {
     pub(super) len: u64,
     pub(super) pieces: u32,
     pub(super) host: Option<Arc<str>>,
+    /// As the first that knew it told.
+    pub(super) name: Option<ContentName>,
     pub(super) entries: Vec<Entry>,
     pub(super) wanters: u32,
     pub(super) can_fetch: u32,
@@ -128,6 +130,7 @@ impl Task {
             len,
             pieces,
             host: None,
+            name: None,
             entries: Vec::new(),
             wanters: 0,
             can_fetch: 0,

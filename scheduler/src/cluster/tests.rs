@@ -4,6 +4,7 @@ use super::*;
 
 mod leasing;
 mod random;
+mod spreading;
 mod trust;
 
 fn info(n: u32) -> PeerInfo {
@@ -24,7 +25,7 @@ fn at(ms: u64) -> Duration {
 }
 
 fn want(can_fetch: bool) -> Event {
-    Event::Want { task: TASK, len: LEN, host: "hub".into(), can_fetch, connections: 0, wanted: None }
+    Event::Want { task: TASK, len: LEN, host: "hub".into(), can_fetch, connections: 0, wanted: None, name: None }
 }
 
 fn added(runs: Vec<Range<u32>>) -> Event {
@@ -73,7 +74,15 @@ fn a_peer_and_task_take_at_most_300_bytes_at_a_thousand_pieces() {
         cluster.handle(
             at(0),
             peer,
-            Event::Want { task: TASK, len, host: String::new(), can_fetch: false, connections: 0, wanted: None },
+            Event::Want {
+                task: TASK,
+                len,
+                host: String::new(),
+                can_fetch: false,
+                connections: 0,
+                wanted: None,
+                name: None,
+            },
         );
         let added = vec![n % 900..n % 900 + 3];
         cluster.handle(at(0), peer, Event::Progress(Progress { task: TASK, len, added, ..Progress::default() }));

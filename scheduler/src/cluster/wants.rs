@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::pieces::{tidied, without};
 use super::tasks::Owes;
-use super::{Cluster, Directive, TaskName};
+use super::{Cluster, ContentName, TaskName};
 
 /// Runs of a window that a peer may name.
 const MAX_WINDOW: usize = 64;
@@ -18,14 +18,14 @@ pub(super) struct Wanting<'a> {
     pub(super) can_fetch: bool,
     pub(super) connections: u32,
     pub(super) wanted: Option<Vec<Range<u32>>>,
+    pub(super) name: Option<ContentName>,
 }
 
 impl Cluster {
     pub(super) fn want(&mut self, now: Duration, peer: u32, name: &TaskName, len: u64, wanting: Wanting<'_>) {
         let Some(at) = self.enter(peer, name, len) else { return };
-        let host = self.host(wanting.host);
+        self.note_name(at, wanting.host, wanting.name);
         let Some(task) = self.task(at) else { return };
-        task.host = host.or(task.host.take());
         match wanting.wanted {
             None => task.windows.remove(&peer),
             Some(runs) => task.windows.insert(peer, tidied(runs, task.pieces, MAX_WINDOW).into()),
@@ -49,7 +49,7 @@ impl Cluster {
             self.link_up(now, at, peer);
             self.tell_digests(at, peer);
             self.ask_digests(now, at);
-            self.preheat(at);
+            self.preheat_a_seed(at);
         }
         match can_fetch {
             true => self.queue_for_lease(at, peer),
@@ -105,18 +105,28 @@ impl Cluster {
         task.windows.insert(peer, left.into());
     }
 
+    /// Where the task comes from, and what its name is made of.
+    pub(super) fn note_name(&mut self, at: u32, host: &str, name: Option<ContentName>) {
+        let host = self.host(host);
+        let Some(task) = self.task(at) else { return };
+        task.host = host.or(task.host.take());
+        task.name = task.name.take().or(name);
+    }
+
     /// A seed that does not have a task others want is told once to want it too.
-    fn preheat(&mut self, at: u32) {
+    fn preheat_a_seed(&mut self, at: u32) {
         let Some(task) = self.task(at).filter(|task| !task.preheated && task.complete == 0) else { return };
+        if task.name.is_none() {
+            return;
+        }
         task.preheated = true;
-        let (name, len) = (task.id, task.len);
         let fits = |seed: &u32| {
             self.members.get(*seed).is_some_and(|member| member.connected && !member.tasks.contains_key(&at))
         };
         let seeds: Vec<u32> = self.members.seeds().filter(fits).collect();
         if !seeds.is_empty() {
             let seed = seeds[self.random(seeds.len())];
-            self.tell(seed, Directive::Preheat { task: name, len });
+            self.preheat(at, seed, false);
         }
     }
 }

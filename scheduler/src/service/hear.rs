@@ -10,13 +10,14 @@ use proto::lease_return::Reason;
 use proto::peer_message::Body;
 
 use crate::authority::is_peer_name;
-use crate::cluster::{DigestRun, Event, PeerInfo, Progress, ReturnReason, TaskName, pieces_of};
+use crate::cluster::{ContentName, DigestRun, Event, PeerInfo, Progress, ReturnReason, Scope, TaskName, pieces_of};
 
 const MAX_PIECE: u32 = 4_194_304;
 const MAX_LABELS: usize = 16;
 const MAX_LABEL: usize = 63;
 const MAX_HOST: usize = 253;
 const MAX_WANTED_RUNS: usize = 64;
+const MAX_CONTENT_NAME: usize = 64;
 const MAX_ENDPOINTS: u32 = 1024;
 
 /// What is wrong with a message.
@@ -62,16 +63,20 @@ pub(super) fn hello(hello: proto::Hello, remote: IpAddr) -> Result<PeerInfo, Inv
     if hello.quic_endpoints > MAX_ENDPOINTS || hello.quic_endpoints.max(1) - 1 > u32::from(u16::MAX - address.port()) {
         return Err(invalid("Hello.quic_endpoints: at most 1024, and no port above 65535"));
     }
-    if hello.labels.len() > MAX_LABELS {
-        return Err(invalid("Hello.labels: more than 16"));
+    let labels = labels("Hello.labels", hello.labels)?;
+    let endpoints = u16::try_from(hello.quic_endpoints.max(1)).unwrap_or(1);
+    Ok(PeerInfo { name: hello.name.into(), address, endpoints, labels, seed: hello.seed })
+}
+
+fn labels(field: &str, labels: Vec<proto::Label>) -> Result<Vec<(String, String)>, Invalid> {
+    if labels.len() > MAX_LABELS {
+        return Err(Invalid(format!("{field}: more than 16")));
     }
     let fits = |text: &str| !text.is_empty() && text.len() <= MAX_LABEL;
-    if !hello.labels.iter().all(|label| fits(&label.key) && fits(&label.value)) {
-        return Err(invalid("Hello.labels: keys and values have 1 to 63 bytes"));
+    if !labels.iter().all(|label| fits(&label.key) && fits(&label.value)) {
+        return Err(Invalid(format!("{field}: keys and values have 1 to 63 bytes")));
     }
-    let endpoints = u16::try_from(hello.quic_endpoints.max(1)).unwrap_or(1);
-    let labels = hello.labels.into_iter().map(|label| (label.key, label.value)).collect();
-    Ok(PeerInfo { name: hello.name.into(), address, endpoints, labels, seed: hello.seed })
+    Ok(labels.into_iter().map(|label| (label.key, label.value)).collect())
 }
 
 /// Takes any later message apart.
@@ -87,6 +92,7 @@ pub(super) fn message(message: proto::PeerMessage, inventory: &mut Inventory) ->
         Body::Inventory(message) => holdings(message, inventory)?,
         Body::Want(message) => vec![want(message)?],
         Body::Unwant(message) => vec![Event::Unwant { task: task("Unwant.task", &message.task)? }],
+        Body::Spread(message) => vec![spread(message)?],
         Body::Progress(message) => progress(message)?,
         Body::LeaseReturn(message) => vec![lease_return(&message)],
         Body::Blame(message) => vec![blame(message)?],
@@ -114,12 +120,37 @@ fn holdings(message: proto::Inventory, state: &mut Inventory) -> Result<Vec<Even
     Ok(events)
 }
 
-fn want(message: proto::Want) -> Result<Event, Invalid> {
-    let host = message.origin_host;
+fn spread(message: proto::Spread) -> Result<Event, Invalid> {
+    let host = host("Spread.origin_host", message.origin_host)?;
+    let labels = labels("Spread.labels", message.labels)?;
+    let count = usize::try_from(message.count).unwrap_or(usize::MAX);
+    Ok(Event::Spread {
+        task: task("Spread.task", &message.task)?,
+        len: len("Spread.len", message.len)?,
+        host,
+        name: content_name("Spread.name", &message.name)?,
+        scope: Scope { seeds: message.seeds, labels, count },
+        pin: message.pin,
+    })
+}
+
+fn host(field: &str, host: String) -> Result<String, Invalid> {
     let fits = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b':' | b'-' | b'[' | b']');
-    if host.len() > MAX_HOST || !host.bytes().all(fits) {
-        return Err(invalid("Want.origin_host: a bare host name, at most 253 bytes of [a-z0-9.:-]"));
+    match host.len() <= MAX_HOST && host.bytes().all(fits) {
+        true => Ok(host),
+        false => Err(Invalid(format!("{field}: a bare host name, at most 253 bytes of [a-z0-9.:-]"))),
     }
+}
+
+fn content_name(field: &str, name: &[u8]) -> Result<Option<ContentName>, Invalid> {
+    if name.len() > MAX_CONTENT_NAME {
+        return Err(Invalid(format!("{field}: more than 64 bytes")));
+    }
+    Ok((!name.is_empty()).then(|| name.into()))
+}
+
+fn want(message: proto::Want) -> Result<Event, Invalid> {
+    let host = host("Want.origin_host", message.origin_host)?;
     if host.is_empty() && message.can_fetch {
         return Err(invalid("Want.origin_host: needed by who can fetch"));
     }
@@ -134,6 +165,7 @@ fn want(message: proto::Want) -> Result<Event, Invalid> {
         can_fetch: message.can_fetch,
         connections: message.connections,
         wanted,
+        name: content_name("Want.name", &message.name)?,
     })
 }
 

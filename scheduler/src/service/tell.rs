@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pondhawk_proto::v1 as proto;
 use proto::scheduler_message::Body;
 
-use crate::cluster::{DigestRun, Directive, Parent, PeerId, TaskName};
+use crate::cluster::{DigestRun, Directive, Parent, PeerId, Spreading, TaskName};
 
 /// Digests in one message: 1 MiB of them, well below the bound of a message.
 const DIGESTS: usize = 32_768;
@@ -67,7 +67,16 @@ fn body(directive: Directive) -> Option<Body> {
             second: second.to_string(),
             refetch,
         }),
-        Directive::Preheat { task, len } => Body::Preheat(proto::Preheat { task: name(task), len }),
+        Directive::Preheat { task, len, host, name: content, pin } => Body::Preheat(proto::Preheat {
+            task: name(task),
+            len,
+            origin_host: host.to_string(),
+            name: content.map_or_else(Bytes::new, |name| Bytes::copy_from_slice(&name)),
+            pin,
+        }),
+        Directive::Spreading { task, spreading: Spreading { peers, complete, failed } } => {
+            Body::Spreading(proto::Spreading { task: name(task), peers, complete, failed })
+        }
         Directive::Throttle { host, pause } => {
             Body::Throttle(proto::Throttle { origin_host: host.to_string(), for_ms: millis(pause) })
         }

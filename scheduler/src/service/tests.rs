@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pondhawk_proto::v1 as proto;
+use prost::Message as _;
 use proto::scheduler_message::Body;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
 use super::actor::{self, Input, OUTGOING, Session};
+use super::hear::{self, Heard, Inventory};
 use super::tell::message;
 use crate::cluster::{self, Event, PeerInfo, TaskName};
 
@@ -48,7 +50,8 @@ impl Peer {
     async fn want(&self) {
         let host = "cdn.example".to_owned();
         let (len, can_fetch) = (5 * MIB, false);
-        self.tell(vec![Event::Want { task: TASK, len, host, can_fetch, connections: 1, wanted: None }]).await;
+        self.tell(vec![Event::Want { task: TASK, len, host, can_fetch, connections: 1, wanted: None, name: None }])
+            .await;
     }
 
     async fn parent(&mut self) -> proto::Parent {
@@ -109,4 +112,66 @@ async fn a_peer_that_reads_nothing_loses_its_session() {
     let why = over.await.unwrap();
     assert_eq!(why.code(), Code::ResourceExhausted);
     assert!(why.message().contains("too slow"), "{why}");
+}
+
+/// What a peer of an older version says, frame by frame.
+fn recorded() -> Vec<(&'static str, proto::PeerMessage)> {
+    let frames =
+        include_str!("../../../proto/recorded/0.1.0.txt").lines().filter_map(|line| line.strip_prefix("peer "));
+    let frame = |line: &'static str| {
+        let (kind, hex) = line.split_once(' ').unwrap();
+        let bytes: Vec<u8> = hex.as_bytes().chunks(2).map(|pair| byte(std::str::from_utf8(pair).unwrap())).collect();
+        (kind, proto::PeerMessage::decode(&bytes[..]).unwrap())
+    };
+    frames.map(frame).collect()
+}
+
+fn byte(hex: &str) -> u8 {
+    u8::from_str_radix(hex, 16).unwrap()
+}
+
+#[tokio::test]
+async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
+    let (inputs, mut status) = actor::start(cluster::Options::default());
+    let (session, mut queue, _over) = Session::new(IpAddr::from([10, 0, 0, 9]));
+    let mut inventory = Inventory::default();
+    for (kind, message) in recorded() {
+        if let Some(proto::peer_message::Body::Hello(hello)) = message.body {
+            assert!(pondhawk_proto::common_version(hello.protocol_min, hello.protocol_max).is_some());
+            let info = hear::hello(hello, IpAddr::from([10, 0, 0, 1])).unwrap();
+            assert_eq!((&*info.name, info.seed, info.endpoints), ("older", true, 2));
+            inputs.send(Input::Connect { info, session: Arc::clone(&session) }).await.unwrap();
+            continue;
+        }
+        match (kind, hear::message(message, &mut inventory).unwrap()) {
+            ("renew", Heard::Renew(csr)) => assert_eq!(csr[..], [1, 2, 3]),
+            ("pong", Heard::Nothing) => {}
+            (_, Heard::Events(events)) => {
+                assert!(!events.is_empty(), "{kind}");
+                inputs.send(Input::Events { session: Arc::clone(&session), events }).await.unwrap();
+            }
+            (kind, other) => panic!("{kind}: {other:?}"),
+        }
+        if kind == "want" {
+            let leased = async {
+                loop {
+                    if let Some(Body::Lease(lease)) = queue.recv().await.unwrap().body {
+                        return (lease.task, lease.first, lease.count);
+                    }
+                }
+            };
+            // It holds the first two of five pieces.
+            let (task, first, count) = tokio::time::timeout(LONG, leased).await.unwrap();
+            assert_eq!((&task[..], first, count), (&TASK[..], 2, 3));
+        }
+    }
+    // In the end it has nothing of the task, and the other one of its inventory.
+    tokio::time::timeout(LONG, status.wait_for(|status| status.tasks == 1)).await.unwrap().unwrap();
+}
+
+#[test]
+fn what_a_peer_of_a_later_version_says_beside_that_is_passed_over() {
+    // Arm 99 of the body, with a string in it.
+    let later = proto::PeerMessage::decode(&[0x9a, 0x06, 3, b'n', b'e', b'w'][..]).unwrap();
+    assert!(matches!(hear::message(later, &mut Inventory::Done).unwrap(), Heard::Nothing));
 }

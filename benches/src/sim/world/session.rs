@@ -136,7 +136,7 @@ impl World {
                 self.input(node, file, Input::Disputed { piece });
                 self.report_digests(node, file, &[piece], true);
             }
-            Directive::Preheat { .. } | Directive::Throttle { .. } => {}
+            Directive::Preheat { .. } | Directive::Spreading { .. } | Directive::Throttle { .. } => {}
         }
     }
 
@@ -179,6 +179,7 @@ impl World {
                 can_fetch: can_fetch && !alone,
                 connections: 16,
                 wanted: runs,
+                name: None,
             },
         };
         job.said = Some(wanted).filter(|wanted| *wanted != Wanted::Nothing);

@@ -13,6 +13,7 @@ use super::{
     place::Part,
     progress::Bar,
     reference::Reference,
+    taken,
     web::{Lines, Reply, Via, Web},
 };
 use crate::{
@@ -93,6 +94,7 @@ impl Transfer<'_> {
         let mut got = Got { resumed: part.len(), ..Got::default() };
         self.bar.had(part.len());
         let before = self.web.brought(self.url());
+        self.from_store(&mut part, &mut got).await;
         loop {
             if let Err(error) = self.fill(&mut part, &mut got).await {
                 if matches!(error, GetError::Wrong { .. }) {
@@ -103,7 +105,7 @@ impl Transfer<'_> {
             let after = before.and_then(|_| self.web.brought(self.url()));
             got.from = before
                 .zip(after)
-                .filter(|_| got.via == Some(Via::Node))
+                .filter(|_| matches!(got.via, Some(Via::Node | Via::Store)))
                 .map(|(before, after)| From::between(before, after, got.received));
             match (self.verdict(&part), got.resumed) {
                 (Ok(()), _) => return Ok((part, got)),
@@ -117,6 +119,19 @@ impl Transfer<'_> {
                     self.restart(&mut part)?;
                 }
             }
+        }
+    }
+
+    /// What has a hash for a name may lie in the store of this machine's node.
+    async fn from_store(&self, part: &mut Part, got: &mut Got) {
+        let (Some(sha256), Some(size), 0) = (self.promise.sha256, self.promise.size, part.len()) else { return };
+        let (url, lines) = match &self.source {
+            Source::Hub { at, .. } if self.web.is_hub(&at.url) => return,
+            Source::Hub { at, .. } => (&at.url, Lines::new()),
+            Source::Url { url, lines } => (url, lines.clone()),
+        };
+        if taken::take(self.web, url, &lines, (sha256, size), part, self.bar).await {
+            (got.via, got.received) = (Some(Via::Store), size);
         }
     }
 

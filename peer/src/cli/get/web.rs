@@ -54,6 +54,8 @@ pub(crate) type Lines = Vec<(String, Vec<u8>)>;
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Via {
     Node,
+    /// By the node, and from the folder of its store.
+    Store,
     Direct,
 }
 
@@ -169,6 +171,13 @@ impl Web {
                 None
             }
         }
+    }
+
+    /// The admin port of a node on this machine that serves this URL.
+    pub(crate) fn own_admin(&self, url: &Url, secret: bool) -> Option<&str> {
+        let admin = self.way.admin.as_deref().filter(|_| !self.silent.load(Ordering::Relaxed))?;
+        let node = self.node_for(url, secret)?;
+        (is_this_machine(node) && is_this_machine(admin)).then_some(admin)
     }
 
     fn node_for(&self, url: &Url, secret: bool) -> Option<&str> {

@@ -182,3 +182,33 @@ fn a_store_of_a_newer_version_is_refused_and_left_alone() {
     assert!(matches!(&error, StoreError::Version { found, known: 1, .. } if found == "2"), "{error}");
     assert_eq!(fs::read_to_string(site.path().join("version")).unwrap(), "2\n");
 }
+
+#[test]
+fn a_task_goes_after_its_time_unless_somebody_uses_it_or_wants_it_kept() {
+    on_ring(async {
+        let site = Site::new();
+        let store = site.open();
+        let past = Keeping { until_unix: Some(1_700_000_001), ..Keeping::default() };
+        let of = |number, keeping| TaskMeta { keeping, ..sample(number).meta() };
+        let used = store.create(of(1, past)).await.unwrap();
+        drop(store.create(of(2, past)).await.unwrap());
+        assert!(store.pin(&TaskId([2; 32]), true).await.unwrap());
+        drop(store.create(of(3, past)).await.unwrap());
+        drop(store.create(of(4, Keeping { until_unix: Some(u64::MAX), ..Keeping::default() })).await.unwrap());
+        drop(store.create(of(5, Keeping::default())).await.unwrap());
+        until(|| ids(&store) == [1, 2, 4, 5]).await;
+        drop(used);
+        until(|| ids(&store) == [2, 4, 5]).await;
+    });
+}
+
+/// The index thread looks every second.
+async fn until(done: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("not within 20 s");
+}

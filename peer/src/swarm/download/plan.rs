@@ -156,6 +156,9 @@ impl Download {
 
     /// Lets pieces be fetched without a lease that a reader has waited for too long.
     fn relieve(&mut self, now: Duration) {
+        if self.policy.from_links {
+            return;
+        }
         let patience = Leases::patience(self.policy.seed);
         // Nobody else could bring it: then the client has to hear that its URL is no good any more.
         let hopeless = self.sources.is_empty() && self.links.is_empty();

@@ -8,7 +8,7 @@ use proto::{lease_return::Reason, peer_message::Body};
 
 use crate::{
     store::Holding,
-    swarm::exchange::{Changes, Parent, Return, Said, Want, Wrong},
+    swarm::exchange::{Changes, Parent, Return, Said, Spread, Want, Wish, Wrong},
     task::TaskId,
     wire::PeerId,
 };
@@ -29,6 +29,16 @@ pub(super) fn message(body: Body) -> proto::PeerMessage {
 pub(super) fn said(said: Said) -> proto::PeerMessage {
     message(match said {
         Said::Want(want) => Body::Want(self::want(want)),
+        Said::Spread(Spread { wish, scope }) => Body::Spread(proto::Spread {
+            task: name(&wish.task),
+            len: wish.len,
+            origin_host: wish.host,
+            name: wish.name.into(),
+            seeds: scope.seeds,
+            labels: scope.labels.into_iter().map(|(key, value)| proto::Label { key, value }).collect(),
+            count: scope.count,
+            pin: wish.pin,
+        }),
         Said::Unwant(task) => Body::Unwant(proto::Unwant { task: name(&task) }),
         Said::Return { lease, why } => Body::LeaseReturn(lease_return(lease, why)),
         Said::Blame { peer, task, piece, kind } => Body::Blame(proto::Blame {
@@ -56,6 +66,7 @@ pub(super) fn want(want: Want) -> proto::Want {
         content_named: want.content_named,
         connections: want.connections,
         wanted: want.wanted.map(|runs| piece_set(&runs)),
+        name: want.name.map_or_else(Bytes::new, Bytes::from),
     }
 }
 
@@ -155,6 +166,13 @@ pub(super) fn select(digests: Vec<(u32, [u8; 32])>, set: &proto::PieceSet) -> Ve
         runs.peek().is_some_and(|run| run.contains(piece))
     };
     digests.into_iter().filter(named).collect()
+}
+
+/// A task to hold without a URL; none where nothing says what its name is made of.
+pub(super) fn wish(preheat: proto::Preheat) -> Option<Wish> {
+    let proto::Preheat { task, len, origin_host, name, pin } = preheat;
+    let task = self::task(&task).filter(|_| !name.is_empty())?;
+    Some(Wish { task, len, host: origin_host, name: name.into(), pin })
 }
 
 /// Milliseconds as told.

@@ -20,7 +20,7 @@ use tonic::Status;
 use super::{SwarmStatus, convert};
 use crate::{
     store::Store,
-    swarm::exchange::{Exchange, Return, Said, Standing, Told},
+    swarm::exchange::{Exchange, Return, Said, Spreading, Standing, Told},
     task::TaskId,
     wire::PeerId,
 };
@@ -198,7 +198,12 @@ impl Live {
                 Ok(())
             }
             Some(Message::Preheat(preheat)) => {
-                tracing::debug!(task = ?convert::task(&preheat.task), "preheat ignored");
+                convert::wish(preheat).into_iter().for_each(|wish| self.exchange.wish(wish));
+                Ok(())
+            }
+            Some(Message::Spreading(told)) => {
+                let proto::Spreading { peers, complete, failed, .. } = told;
+                self.exchange.spreading(&task(&told.task)?, Spreading { peers, complete, failed });
                 Ok(())
             }
             Some(Message::Ping(ping)) => {
@@ -298,7 +303,7 @@ impl Live {
                     self.leases.retain(|_, of| of != task);
                     self.lease_order.retain(|lease| self.leases.contains_key(lease));
                 }
-                Said::Want(_) | Said::Blame { .. } => {}
+                Said::Want(_) | Said::Spread(_) | Said::Blame { .. } => {}
             }
             self.send(convert::said(said)).await?;
         }

@@ -2,6 +2,7 @@
 
 mod chain;
 mod life;
+mod older;
 mod refused;
 mod secrets;
 
@@ -24,7 +25,7 @@ use tracing::subscriber::DefaultGuard;
 
 use super::{SessionOptions, SwarmStatus};
 use crate::{
-    store::{Options, Store, TaskMeta},
+    store::{About, Keeping, Options, Store, TaskMeta},
     swarm::{
         exchange::{Exchange, Membership, Standing, Told, Want},
         identity::Token,
@@ -198,9 +199,8 @@ fn meta(task: TaskId) -> TaskMeta {
         id: task,
         layout: Layout::for_len(5 * MIB).unwrap(),
         proof: None,
-        label: "host/path".to_owned(),
-        headers: Vec::new(),
-        etag: None,
+        about: About { label: "host/path".to_owned(), ..About::default() },
+        keeping: Keeping::default(),
         created_unix: 1_700_000_000,
     }
 }
@@ -219,6 +219,7 @@ fn want(task: TaskId, can_fetch: bool) -> Want {
         content_named: false,
         connections: 1,
         wanted: None,
+        name: None,
     }
 }
 

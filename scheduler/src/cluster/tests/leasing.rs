@@ -48,7 +48,15 @@ fn an_expired_url_hands_its_leases_to_the_others() {
 }
 
 fn window(wanted: Vec<Range<u32>>) -> Event {
-    Event::Want { task: TASK, len: LEN, host: "hub".into(), can_fetch: true, connections: 0, wanted: Some(wanted) }
+    Event::Want {
+        task: TASK,
+        len: LEN,
+        host: "hub".into(),
+        can_fetch: true,
+        connections: 0,
+        wanted: Some(wanted),
+        name: None,
+    }
 }
 
 fn give_back(lease: u64, reason: ReturnReason) -> Event {
@@ -162,6 +170,7 @@ fn a_host_that_asks_for_less_is_left_alone_by_all_tasks() {
         can_fetch: true,
         connections: 0,
         wanted: None,
+        name: None,
     };
     cluster.handle(at(1), b, wants(8));
     let retry_after = at(7_000);
@@ -182,7 +191,7 @@ fn a_host_takes_no_more_connections_than_its_budget_and_tasks_wait_their_turn() 
     for (n, &peer) in (0..).zip(&peers) {
         let task = [n; 32];
         let host = "hub".into();
-        let want = Event::Want { task, len: 1 << 20, host, can_fetch: true, connections: 4, wanted: None };
+        let want = Event::Want { task, len: 1 << 20, host, can_fetch: true, connections: 4, wanted: None, name: None };
         cluster.handle(at(0), peer, want);
     }
     assert_eq!(cluster.leases.len(), 2);

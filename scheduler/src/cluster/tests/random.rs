@@ -121,8 +121,14 @@ fn event() -> impl Strategy<Value = Event> {
     let digests = (0u32..100, 0u8..3).prop_map(|(first, byte)| DigestRun { first, digests: vec![[byte; 32]] });
     prop_oneof![
         4 => (task(), host(), any::<bool>(), 0u32..6, proptest::option::of(runs())).prop_map(
-            |(task, host, can_fetch, connections, wanted)| Event::Want { task, len: LEN, host, can_fetch, connections, wanted }
+            |(task, host, can_fetch, connections, wanted)| Event::Want {
+                task, len: LEN, host, can_fetch, connections, wanted, name: Some(Arc::from(&[1][..])),
+            }
         ),
+        1 => (task(), host(), any::<bool>(), 0usize..3, any::<bool>()).prop_map(|(task, host, seeds, count, pin)| {
+            let scope = Scope { seeds, labels: Vec::new(), count };
+            Event::Spread { task, len: LEN, host, name: Some(Arc::from(&[1][..])), scope, pin }
+        }),
         1 => task().prop_map(|task| Event::Unwant { task }),
         6 => (task(), runs(), runs(), proptest::collection::vec(digests, 0..3), 0u8..24).prop_map(
             |(task, added, lost, digests, what)| {
@@ -195,7 +201,7 @@ proptest! {
         let mut now = run(&mut cluster, steps);
         let last = cluster.connect(info(99));
         let wants = |task| Event::Want {
-            task: [task; 32], len: LEN, host: "a".into(), can_fetch: true, connections: 1, wanted: None,
+            task: [task; 32], len: LEN, host: "a".into(), can_fetch: true, connections: 1, wanted: None, name: None,
         };
         (0..3).for_each(|task| cluster.handle(now, last, wants(task)));
         // Long enough for all that took a lease and fell silent to have been tried a few times.

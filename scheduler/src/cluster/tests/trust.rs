@@ -166,7 +166,8 @@ fn digests_take_no_more_memory_than_allowed_and_tasks_that_nobody_wants_go_first
         Event::Progress(Progress { task: [task; 32], len: LEN, added: vec![0..100], digests, ..Progress::default() })
     };
     let host = String::new();
-    let want = Event::Want { task: [1; 32], len: LEN, host, can_fetch: false, connections: 0, wanted: None };
+    let want =
+        Event::Want { task: [1; 32], len: LEN, host, can_fetch: false, connections: 0, wanted: None, name: None };
     cluster.handle(at(0), b, want);
     for task in 1..20 {
         cluster.handle(at(1), a, report(task));
@@ -189,7 +190,7 @@ fn digests_of_a_huge_task_are_told_in_parts_and_made_once() {
     for n in 1..3 {
         let peer = cluster.connect(info(n));
         let host = String::new();
-        let want = Event::Want { task: TASK, len, host, can_fetch: false, connections: 0, wanted: None };
+        let want = Event::Want { task: TASK, len, host, can_fetch: false, connections: 0, wanted: None, name: None };
         cluster.handle(at(1), peer, want);
         told.push(
             drain(&mut cluster)
