@@ -22,8 +22,16 @@ pub(crate) fn run() -> Result<()> {
         bail!("cargo ended with {}", output.status);
     }
     let messages = String::from_utf8(output.stdout).context("cargo's messages are UTF-8")?;
-    let script = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).find(Message::is_of_the_peer);
-    report(script.as_ref())
+    report(script_of_the_peer(&messages).as_ref())
+}
+
+/// Whether a build that wrote these messages put the BPF programs into the peer.
+pub(crate) fn is_built_in(messages: &str) -> bool {
+    script_of_the_peer(messages).is_some_and(|script| script.variable(OBJECT).is_some())
+}
+
+fn script_of_the_peer(messages: &str) -> Option<Message> {
+    messages.lines().filter_map(|line| serde_json::from_str(line).ok()).find(Message::is_of_the_peer)
 }
 
 /// The parts of a message of cargo's that we read (The Cargo Book, "External tools").
@@ -85,6 +93,17 @@ mod tests {
             report(Some(&message("path+file:///tree/peer#pondhawk@0.1.0", "[]"))).expect_err("nothing was built");
         assert!(error.to_string().contains("cargo xtask setup"), "{error}");
         assert!(report(None).is_err());
+    }
+
+    #[test]
+    fn a_build_tells_whether_interception_is_in_it() {
+        let line = |env: &str| {
+            format!(
+                "noise\n{{\"reason\":\"build-script-executed\",\"package_id\":\"path+file:///tree/peer#pondhawk@0.1.0\",\"env\":{env}}}\n"
+            )
+        };
+        assert!(is_built_in(&line(&format!(r#"[["{OBJECT}","/object"]]"#))));
+        assert!(!is_built_in(&line("[]")) && !is_built_in(""));
     }
 
     #[test]

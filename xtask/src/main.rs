@@ -2,6 +2,7 @@
 //!
 //! - [`setup`] finds or installs what building and testing needs
 //! - [`ebpf`] builds the peer and says whether interception is in it
+//! - [`statics`] builds binaries that need nothing of the machine they run on
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
@@ -14,6 +15,7 @@ mod demo;
 mod ebpf;
 mod setup;
 mod shell;
+mod statics;
 mod steps;
 mod test;
 mod tidy;
@@ -35,6 +37,8 @@ enum Command {
     Setup(setup::Args),
     /// Build the peer with its BPF programs and say whether interception is in it.
     Ebpf,
+    /// Build the programs statically, interception included: to be carried onto any machine.
+    Static,
     /// Check the rules of the tree: structure, purity, sizes, links.
     Tidy,
     /// Set up, check formatting, lint, tidy, build and run every test.
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Ebpf => ebpf::run(),
+        Command::Static => statics::run(),
         Command::Tidy => tidy::run(),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
