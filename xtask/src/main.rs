@@ -3,6 +3,7 @@
 //! - [`setup`] finds or installs what building and testing needs
 //! - [`ebpf`] builds the peer and says whether interception is in it
 //! - [`statics`] builds binaries that need nothing of the machine they run on
+//! - [`image`] makes a container image of them
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
@@ -13,6 +14,7 @@
 mod bench;
 mod demo;
 mod ebpf;
+mod image;
 mod setup;
 mod shell;
 mod statics;
@@ -39,6 +41,8 @@ enum Command {
     Ebpf,
     /// Build the programs statically, interception included: to be carried onto any machine.
     Static,
+    /// Make a container image of a node and a scheduler, without a registry.
+    Image(image::Args),
     /// Check the rules of the tree: structure, purity, sizes, links.
     Tidy,
     /// Set up, check formatting, lint, tidy, build and run every test.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Ebpf => ebpf::run(),
         Command::Static => statics::run(),
+        Command::Image(args) => image::run(&args),
         Command::Tidy => tidy::run(),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -27,11 +27,13 @@ pub(crate) enum Part {
     Test,
     /// What the benchmarks compare with.
     Bench,
+    /// Making and running the container image.
+    Image,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only what these parts need; everything when not given.
+    /// Only what these parts need; when not given, all that building, demo, tests and benchmarks need.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
 }

@@ -62,6 +62,9 @@ const TOOLS: &[Tool] = &[
     tool("aria2", Presence::Program("aria2c"), &[Part::Test], "a client that the tests run"),
     tool("openssl", Presence::Program("openssl"), &[Part::Test], "a TLS client that the tests run"),
     tool("valgrind", Presence::Program("valgrind"), &[Part::Bench], "counts instructions for the benchmarks"),
+    tool("podman", Presence::Program("podman"), &[Part::Image], "makes and runs the image"),
+    // Not crun, which podman would take by itself: it refuses hybrid cgroups.
+    tool("runc", Presence::Program("runc"), &[Part::Image], "runs containers for podman"),
     tool("nginx-light", Presence::Program("nginx"), &[Part::Bench], "the server that the benchmarks compare with"),
 ];
 
