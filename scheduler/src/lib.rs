@@ -1,12 +1,13 @@
 //! The scheduler: tells peers about each other and hands out leases on origins.
 //!
 //! [`cluster`] decides (pure), [`authority`] holds the CA of the cluster and its join tokens, [`service`] speaks with
-//! peers, [`trust`] is the root that clients trust on every node.
+//! peers, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a Kubernetes cluster has to know of both.
 
 #![deny(unsafe_code)]
 
 pub mod authority;
 pub mod cluster;
 pub mod hosts;
+pub mod kube;
 pub mod service;
 pub mod trust;

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pondhawk_scheduler::authority::Authority;
 use pondhawk_scheduler::hosts::{HUB_HOSTS, Suffixes};
+use pondhawk_scheduler::kube;
 use pondhawk_scheduler::service::{Options, Scheduler};
 use pondhawk_scheduler::trust::RootInfo;
 use tokio::net::TcpListener;
@@ -72,6 +73,8 @@ struct Up {
     /// How it is logged.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log_format: Format,
+    #[command(flatten)]
+    kube: kube::Flags,
 }
 
 #[derive(Args)]
@@ -127,6 +130,7 @@ fn run(up: Up) -> anyhow::Result<()> {
     runtime.block_on(async {
         let listener = TcpListener::bind(up.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {}", up.listen))?;
+        up.kube.start(&scheduler)?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let stop = async move {

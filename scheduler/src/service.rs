@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 pub use tls::TlsError;
+pub(crate) use tls::unix_now;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::cluster;
@@ -106,12 +107,17 @@ impl Scheduler {
 
     /// A join token good for `ttl`.
     pub fn token(&self, ttl: Duration) -> Result<String, AuthorityError> {
-        self.authority.token(tls::unix_now(), ttl)
+        self.authority.token(unix_now(), ttl)
     }
 
     /// The CA and what it signs.
     pub fn authority(&self) -> &Arc<Authority> {
         &self.authority
+    }
+
+    /// The root that clients trust.
+    pub fn trust(&self) -> &Arc<TrustRoot> {
+        &self.trust
     }
 
     /// At most a tick (50 ms) old.

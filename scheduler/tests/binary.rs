@@ -2,59 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
-use std::io::{BufRead, BufReader};
+mod support;
+
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use pondhawk_scheduler::authority::Authority;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Far longer than anything here takes.
-const LONG: Duration = Duration::from_secs(60);
-
-fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pondhawk-scheduler"));
-    command.env_clear();
-    command
-}
-
-/// A scheduler that runs; its log lines come over the channel.
-struct Up {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Up {
-    fn start(dir: &Path) -> Self {
-        let mut command = binary();
-        command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, lines }
-    }
-
-    fn line_with(&self, words: &str) -> String {
-        loop {
-            let line = self.lines.recv_timeout(LONG).unwrap_or_else(|_| panic!("no {words:?} in the log"));
-            if line.contains(words) {
-                return line;
-            }
-        }
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use support::{Up, binary};
 
 fn token(dir: &Path, more: &[&str]) -> String {
     let output = binary().args(["token", "--data-dir"]).arg(dir).args(more).output().unwrap();
@@ -69,7 +25,7 @@ fn unix_now() -> u64 {
 #[test]
 fn it_serves_hands_out_tokens_while_it_runs_and_ends_cleanly() {
     let dir = tempfile::tempdir().unwrap();
-    let mut up = Up::start(dir.path());
+    let mut up = Up::start(dir.path(), |_| {});
     let line = up.line_with("scheduler up");
     let address = line.split_once("address=").unwrap().1.split_whitespace().next().unwrap();
     TcpStream::connect(address.parse::<SocketAddr>().unwrap()).unwrap();
@@ -82,9 +38,9 @@ fn it_serves_hands_out_tokens_while_it_runs_and_ends_cleanly() {
     assert!(authority.check_token(&first, unix_now()).is_err());
     assert_eq!(authority.check_token(&second, unix_now()), Ok(()));
 
-    kill_process(Pid::from_child(&up.child), Signal::TERM).unwrap();
+    kill_process(Pid::from_child(up.child()), Signal::TERM).unwrap();
     up.line_with("scheduler down");
-    assert!(up.child.wait().unwrap().success());
+    assert!(up.wait().success());
 }
 
 #[test]
@@ -103,7 +59,7 @@ fn the_certificate_that_pods_trust_is_printed_once_the_scheduler_has_made_it() {
     let ca = |more: &[&str]| binary().args(["ca", "--data-dir"]).arg(dir.path()).args(more).output().unwrap();
     let why = String::from_utf8(ca(&[]).stderr).unwrap();
     assert!(why.contains("has no trust root: start the scheduler once"), "{why}");
-    let up = Up::start(dir.path());
+    let up = Up::start(dir.path(), |_| {});
     up.line_with("scheduler up");
     let printed = ca(&[]);
     assert!(printed.status.success());

@@ -164,7 +164,7 @@ pub(super) fn backlog() -> (mpsc::Sender<Accepted>, mpsc::Receiver<Accepted>) {
 }
 
 /// Seconds since 1970.
-pub(super) fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -179,6 +179,11 @@ async fn handshake(
     let local = tcp.local_addr().ok()?.ip().to_canonical();
     let tls = match timeout(HANDSHAKE, acceptor.accept(tcp).into_fallible()).await {
         Ok(Ok(tls)) => tls,
+        // Whoever asks only whether the port is open: a load balancer, a probe.
+        Ok(Err((error, _))) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(peer = %address, "closed before a TLS handshake");
+            return None;
+        }
         Ok(Err((error, tcp))) => {
             tracing::warn!(peer = %address, error = %refusal(&error), "refused: the TLS handshake failed");
             linger(tcp).await;

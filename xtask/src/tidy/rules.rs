@@ -61,7 +61,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("redb", &["peer/src/store/"]),
     ("aya", &["peer/src/intercept/", "peer-ebpf/"]),
     ("aya_ebpf", &["peer-ebpf/"]),
-    ("hyper::client", &["peer/src/swarm/", "peer/src/cli/", "benches/"]),
+    ("hyper::client", &["peer/src/swarm/", "peer/src/cli/", "scheduler/src/kube/", "benches/"]),
     ("hyper_util::client", &["peer/src/swarm/", "peer/src/cli/", "benches/"]),
     ("io_uring", &["peer/src/uring/"]),
     (

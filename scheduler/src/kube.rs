@@ -1,0 +1,169 @@
+//! The scheduler in a Kubernetes cluster: keeps a fresh join token in a Secret and the trust root in a ConfigMap.
+//!
+//! The objects are made by whoever installs the scheduler (the Helm chart), so that its service account needs the right to
+//! patch these and nothing else. No key leaves the data directory: a Secret that is read or lost gives away a token of a day.
+
+mod api;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+pub use api::{ACCOUNT_DIR, Api, ApiError};
+
+use crate::authority::{Authority, AuthorityError};
+use crate::service::{Scheduler, unix_now};
+
+/// How long a token in the Secret is good for.
+const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// When the next one takes its place: a node that reads the Secret as kubelet last copied it still has hours.
+const TOKEN_AGE: Duration = Duration::from_secs(6 * 3600);
+/// Between two rounds: an object that somebody made anew is filled again.
+const ROUND: Duration = Duration::from_secs(300);
+/// First and longest rest after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What is kept in the cluster, from the command line.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "In a Kubernetes cluster")]
+pub struct Flags {
+    /// Keep a join token in this Secret of the scheduler's namespace, under `token`: good for a day, a new one every six
+    /// hours. The Secret must be there, and the pod's service account must be allowed to patch it.
+    #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_KUBE_TOKEN_SECRET")]
+    kube_token_secret: Option<String>,
+    /// Keep the cluster's trust root in this ConfigMap of the scheduler's namespace, under `root.pem`; as above.
+    #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_KUBE_ROOT_CONFIG_MAP")]
+    kube_root_config_map: Option<String>,
+    /// Where the pod's service account is.
+    #[arg(long, value_name = "DIR", env = "PONDHAWK_SCHEDULER_KUBE_ACCOUNT", default_value = ACCOUNT_DIR)]
+    kube_account: PathBuf,
+}
+
+impl Flags {
+    /// Begins to keep what was asked for, on the current runtime and until it ends; nothing where nothing was.
+    ///
+    /// # Errors
+    /// This is no pod, or one without a service account.
+    pub fn start(&self, scheduler: &Scheduler) -> Result<(), ApiError> {
+        let mut objects = Vec::new();
+        if let Some(name) = &self.kube_token_secret {
+            let tokens = Tokens { authority: Arc::clone(scheduler.authority()), last: None };
+            objects.push((Kind::Secret(tokens), name.clone()));
+        }
+        if let Some(name) = &self.kube_root_config_map {
+            objects.push((Kind::Root(scheduler.trust().info().pem.clone()), name.clone()));
+        }
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let api = Api::of_pod(&self.kube_account, |name| std::env::var(name).ok())?;
+        for (kind, name) in objects {
+            tokio::spawn(keep(api.clone(), kind, name));
+        }
+        Ok(())
+    }
+}
+
+enum Kind {
+    Secret(Tokens),
+    Root(String),
+}
+
+impl Kind {
+    /// Where it is, and what is to stand in it.
+    fn wanted(&mut self, namespace: &str, name: &str) -> Result<(String, Value), AuthorityError> {
+        let (plural, body) = match self {
+            Self::Secret(tokens) => ("secrets", json!({ "stringData": { "token": tokens.current()? } })),
+            Self::Root(pem) => ("configmaps", json!({ "data": { "root.pem": pem } })),
+        };
+        Ok((format!("/api/v1/namespaces/{namespace}/{plural}/{name}"), body))
+    }
+}
+
+/// The token in the Secret.
+struct Tokens {
+    authority: Arc<Authority>,
+    last: Option<(String, Instant)>,
+}
+
+impl Tokens {
+    /// The last one, or a new one where that is old, or worthless because the secret behind it was rotated.
+    fn current(&mut self) -> Result<String, AuthorityError> {
+        let good = |token: &str| self.authority.check_token(token, unix_now()).is_ok();
+        match &self.last {
+            Some((token, made)) if made.elapsed() < TOKEN_AGE && good(token) => Ok(token.clone()),
+            _ => {
+                let token = self.authority.token(unix_now(), TOKEN_TTL)?;
+                self.last = Some((token.clone(), Instant::now()));
+                Ok(token)
+            }
+        }
+    }
+}
+
+async fn keep(api: Api, mut kind: Kind, name: String) {
+    let mut rest = BACKOFF.0;
+    let mut told: Option<String> = None;
+    loop {
+        match round(&api, &mut kind, &name).await {
+            Ok(path) => {
+                if told.as_ref() != Some(&path) {
+                    tracing::info!(path, "kept in the cluster");
+                }
+                told = Some(path);
+                rest = BACKOFF.0;
+                sleep(ROUND).await;
+            }
+            Err(error) => {
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(object = name, error, "cannot be kept in the cluster: trying again");
+                }
+                told = Some(error);
+                sleep(rest).await;
+                rest = (rest * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
+
+async fn round(api: &Api, kind: &mut Kind, name: &str) -> Result<String, String> {
+    let (path, body) = kind.wanted(api.namespace(), name).map_err(|error| error.to_string())?;
+    api.patch(&path, &body).await.map_err(|error| error.to_string())?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stays_until_the_secret_behind_it_is_rotated() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::open(dir.path()).unwrap());
+        let mut tokens = Tokens { authority: Arc::clone(&authority), last: None };
+        let first = tokens.current().unwrap();
+        assert_eq!(authority.check_token(&first, unix_now()), Ok(()));
+        assert_eq!(tokens.current().unwrap(), first);
+        Authority::rotate_tokens(dir.path()).unwrap();
+        let second = tokens.current().unwrap();
+        assert_ne!(second, first);
+        assert_eq!(authority.check_token(&second, unix_now()), Ok(()));
+    }
+
+    #[test]
+    fn each_object_is_named_by_the_path_that_the_role_allows() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::open(dir.path()).unwrap());
+        let mut secret = Kind::Secret(Tokens { authority, last: None });
+        let (path, body) = secret.wanted("ai", "pondhawk-join").unwrap();
+        assert_eq!(path, "/api/v1/namespaces/ai/secrets/pondhawk-join");
+        assert!(body["stringData"]["token"].as_str().unwrap().starts_with("ph1."));
+        let (path, body) = Kind::Root("PEM".to_owned()).wanted("ai", "pondhawk-root").unwrap();
+        assert_eq!(path, "/api/v1/namespaces/ai/configmaps/pondhawk-root");
+        assert_eq!(body, json!({ "data": { "root.pem": "PEM" } }));
+    }
+}
