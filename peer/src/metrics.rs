@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use label::Label;
 pub use label::{BypassReason, Direction, HandshakeFailure, OriginAnswer, Outcome, Party, PassReason, Source, Way};
-pub use scraped::{Scraped, StoreGauges};
+pub use scraped::{Scraped, StoreGauges, SwarmGauges};
 
 /// The media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -319,3 +319,5 @@ fn open_connections(r: &mut Registry) -> [Gauge; 2] {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watched_tests;

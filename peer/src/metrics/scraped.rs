@@ -23,12 +23,29 @@ pub struct StoreGauges {
     pub evictions: u64,
 }
 
+/// How this node shares with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwarmGauges {
+    /// Whether a session with the scheduler stands.
+    pub session: bool,
+    /// End of this node's certificate of the cluster, Unix seconds; 0: it has none.
+    pub certificate_until_unix: u64,
+    /// Open connections to parents.
+    pub links: u64,
+    /// Pieces that are being sent to others.
+    pub uploads: u64,
+    /// Bytes sent to others since the start.
+    pub sent_bytes: u64,
+}
+
 /// Where to ask at each scrape; the functions must return at once.
 pub struct Scraped {
     /// The store's usage.
     pub store: Box<dyn Fn() -> StoreGauges + Send + Sync>,
     /// The BPF program's counters by decision; none where nothing is intercepted.
     pub decisions: Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>,
+    /// The swarm; none where nothing is shared.
+    pub swarm: Box<dyn Fn() -> Option<SwarmGauges> + Send + Sync>,
 }
 
 impl fmt::Debug for Scraped {
@@ -47,10 +64,9 @@ impl prometheus_client::collector::Collector for Collector {
         let store = (scraped.store)();
         gauge(&mut to, "store_tasks", "Tasks held, whole or in part", store.tasks)?;
         gauge(&mut to, "store_used_bytes", "Bytes that count against the quota", store.bytes)?;
-        let evicted =
-            to.encode_descriptor("store_evictions", "Tasks that gave way to others", None, MetricType::Counter)?;
-        ConstCounter::new(store.evictions).encode(evicted)?;
+        counter(&mut to, "store_evictions", "Tasks that gave way to others", store.evictions)?;
         gauge(&mut to, "store_quota_bytes", "What the store may hold", store.quota)?;
+        (scraped.swarm)().map_or(Ok(()), |shared| swarm(&mut to, &shared))?;
         decisions(&mut to, &(scraped.decisions)())
     }
 }
@@ -58,6 +74,19 @@ impl prometheus_client::collector::Collector for Collector {
 fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
     gauge.encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn counter(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    ConstCounter::new(value).encode(to.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn swarm(to: &mut DescriptorEncoder<'_>, shared: &SwarmGauges) -> fmt::Result {
+    gauge(to, "swarm_session", "Whether a session with the scheduler stands", shared.session.into())?;
+    let help = "End of the node's certificate of the cluster in Unix time, 0 without";
+    gauge(to, "swarm_certificate_expiry_seconds", help, shared.certificate_until_unix)?;
+    gauge(to, "swarm_links", "Open connections to parents", shared.links)?;
+    gauge(to, "swarm_uploads", "Pieces that are being sent to others", shared.uploads)?;
+    counter(to, "swarm_sent_bytes", "Bytes sent to others", shared.sent_bytes)
 }
 
 fn decisions(to: &mut DescriptorEncoder<'_>, counts: &[(&'static str, u64)]) -> fmt::Result {

@@ -89,6 +89,7 @@ fn what_others_know_is_asked_for_at_each_scrape() {
         decisions: Box::new(move || {
             vec![("redirected", counted.load(std::sync::atomic::Ordering::Relaxed)), ("stale", 0)]
         }),
+        swarm: Box::new(|| Some(SwarmGauges { session: true, sent_bytes: 7, ..SwarmGauges::default() })),
     });
     let series = "pondhawk_intercept_decisions_total{decision=\"redirected\"}";
     assert_eq!(value(&metrics.encode(), series), Some(3.0));
@@ -96,6 +97,8 @@ fn what_others_know_is_asked_for_at_each_scrape() {
     let text = metrics.encode();
     assert_eq!(value(&text, series), Some(4.0));
     assert_eq!(value(&text, "pondhawk_store_used_bytes"), Some(2.0));
+    assert_eq!(value(&text, "pondhawk_swarm_session"), Some(1.0));
+    assert_eq!(value(&text, "pondhawk_swarm_sent_bytes_total"), Some(7.0));
     assert!(value(&text, "pondhawk_process_resident_bytes").unwrap() > 0.0);
     assert!(value(&text, "pondhawk_process_cpu_seconds_total").unwrap() > 0.0);
 }

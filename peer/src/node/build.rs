@@ -62,7 +62,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
     };
     let front = Front::new(&config)?;
     let users = config.proxy.users.as_deref().map(read_users).transpose()?;
-    scrape(&metrics, &store, interceptor.as_ref().ok());
+    scrape(&metrics, &store, interceptor.as_ref().ok(), cluster.as_ref());
     let node = Node {
         authorizer: Authorizer::new(authorize_options(&config)?),
         connections: Arc::new(Connections::new(config.limits.connections as usize)),
@@ -274,8 +274,13 @@ pub(crate) fn backoff(config: &Config) -> Backoff {
     Backoff { base: settings.retry_backoff.get(), cap: settings.retry_max.get(), attempts: settings.retries }
 }
 
-fn scrape(metrics: &Arc<Metrics>, store: &Arc<Store>, interceptor: Option<&Arc<Interceptor>>) {
-    let (store, interceptor) = (Arc::clone(store), interceptor.cloned());
+fn scrape(
+    metrics: &Arc<Metrics>,
+    store: &Arc<Store>,
+    interceptor: Option<&Arc<Interceptor>>,
+    cluster: Option<&Arc<Cluster>>,
+) {
+    let (store, interceptor, cluster) = (Arc::clone(store), interceptor.cloned(), cluster.cloned());
     metrics.set_scraped(Scraped {
         store: Box::new(move || {
             let usage = store.usage();
@@ -287,5 +292,6 @@ fn scrape(metrics: &Arc<Metrics>, store: &Arc<Store>, interceptor: Option<&Arc<I
             }
         }),
         decisions: Box::new(move || interceptor.as_ref().map_or_else(Vec::new, |it| it.counters())),
+        swarm: Box::new(move || cluster.as_ref().map(|cluster| cluster.gauges())),
     });
 }

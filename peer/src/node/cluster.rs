@@ -15,6 +15,7 @@ use crate::{
     admin::{LinkReport, SwarmReport},
     config::Config,
     limits,
+    metrics::SwarmGauges,
     preheat::Wanted,
     shard::Shard,
     store::About,
@@ -155,6 +156,19 @@ impl Cluster {
             uploads: self.exchange.uploads.load(std::sync::atomic::Ordering::Relaxed),
             sent_bytes: self.exchange.sent(),
             links: links.iter().flatten().map(link).collect(),
+        }
+    }
+
+    /// The same in numbers.
+    pub(super) fn gauges(&self) -> SwarmGauges {
+        let session = self.status.snapshot();
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        SwarmGauges {
+            session: session.connected,
+            certificate_until_unix: session.certificate_until_unix.unwrap_or(0),
+            links: links.iter().map(Vec::len).sum::<usize>() as u64,
+            uploads: self.exchange.uploads.load(std::sync::atomic::Ordering::Relaxed).into(),
+            sent_bytes: self.exchange.sent(),
         }
     }
 
