@@ -249,7 +249,7 @@ fn named(common: &str) -> DistinguishedName {
 }
 
 /// Of two processes at one state, the first creates it.
-fn lock(dir: &Path) -> Result<fs::File, AuthorityError> {
+pub(crate) fn lock(dir: &Path) -> Result<fs::File, AuthorityError> {
     let path = dir.join("lock");
     let locked = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).and_then(|lock| {
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
@@ -273,13 +273,13 @@ fn read_key(path: &Path) -> Result<KeyPair, AuthorityError> {
     KeyPair::from_pem(&pem).map_err(|error| AuthorityError::Corrupt { path: path.to_owned(), why: error.to_string() })
 }
 
-fn check_mode(path: &Path) -> Result<(), AuthorityError> {
+pub(crate) fn check_mode(path: &Path) -> Result<(), AuthorityError> {
     let mode = fs::metadata(path).map_err(|source| file(path, source))?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 { Err(AuthorityError::Exposed { path: path.to_owned(), mode }) } else { Ok(()) }
 }
 
 /// Written beside and renamed, so that a crash leaves the old file or the new one.
-fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), AuthorityError> {
+pub(crate) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), AuthorityError> {
     let new = path.with_extension("new");
     let written = fs::remove_file(&new).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
@@ -292,17 +292,17 @@ fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), AuthorityError> {
         .map_err(|source| file(path, source))
 }
 
-fn file(path: &Path, source: io::Error) -> AuthorityError {
+pub(crate) fn file(path: &Path, source: io::Error) -> AuthorityError {
     AuthorityError::File { path: path.to_owned(), source }
 }
 
-fn random_bytes() -> [u8; 32] {
+pub(crate) fn random_bytes() -> [u8; 32] {
     let mut bytes = [0; 32];
     rand::fill(&mut bytes).expect("the kernel has random bytes");
     bytes
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

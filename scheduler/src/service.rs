@@ -1,7 +1,9 @@
 //! The scheduler as peers reach it: TLS, the two calls, and one task that owns the cluster.
 
 mod actor;
+mod counts;
 mod hear;
+mod look;
 mod rpc;
 mod tell;
 #[cfg(test)]
@@ -20,6 +22,8 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
+pub use counts::{ENDS, SessionCounts};
+pub use look::Viewer;
 pub use tls::TlsError;
 pub(crate) use tls::unix_now;
 
@@ -69,6 +73,10 @@ pub struct Status {
     pub peers: usize,
     /// Tasks known.
     pub tasks: usize,
+    /// Leases under way.
+    pub leases: usize,
+    /// What nodes have moved since the start, as far as they say.
+    pub moved: cluster::Totals,
 }
 
 /// Why there is no scheduler.
@@ -94,6 +102,9 @@ pub struct Scheduler {
     own: Arc<Own>,
     options: Options,
     status: watch::Sender<Status>,
+    /// Set while it serves.
+    inputs: watch::Sender<Option<mpsc::WeakSender<Input>>>,
+    counts: Arc<SessionCounts>,
 }
 
 impl Scheduler {
@@ -102,7 +113,15 @@ impl Scheduler {
         let authority = Arc::new(Authority::open(dir)?);
         let trust = Arc::new(TrustRoot::open(dir, &options.hosts)?);
         let own = Own::new(Arc::clone(&authority))?;
-        Ok(Self { authority, trust, own, options, status: watch::Sender::default() })
+        Ok(Self {
+            authority,
+            trust,
+            own,
+            options,
+            status: watch::Sender::default(),
+            inputs: watch::Sender::new(None),
+            counts: Arc::default(),
+        })
     }
 
     /// A join token good for `ttl`.
@@ -120,6 +139,12 @@ impl Scheduler {
         &self.trust
     }
 
+    /// A way to look into it, for as long as it is there.
+    pub fn viewer(&self) -> Viewer {
+        let (inputs, status) = (self.inputs.subscribe(), self.status.subscribe());
+        Viewer { inputs, status, sessions: Arc::clone(&self.counts) }
+    }
+
     /// At most a tick (50 ms) old.
     pub fn status(&self) -> Status {
         *self.status.borrow()
@@ -135,6 +160,7 @@ impl Scheduler {
         let address = listener.local_addr().map_err(SchedulerError::Listener)?;
         let config = tls::server_config(self.authority.ca(), Arc::clone(&self.own))?;
         let (inputs, status) = actor::start(cluster::Options { seed: random(), ..self.options.cluster.clone() });
+        self.inputs.send_replace(Some(inputs.downgrade()));
         let (conns, incoming) = tls::backlog();
         let helpers = [
             tokio::spawn(tls::accept(listener, config, conns)),
@@ -162,7 +188,14 @@ impl Scheduler {
 
     fn server(&self, inputs: mpsc::Sender<Input>) -> tonic::transport::server::Router {
         let (authority, trust) = (Arc::clone(&self.authority), Arc::clone(&self.trust));
-        let rpc = Rpc { authority, trust, inputs, options: self.options.clone(), epoch: random() };
+        let rpc = Rpc {
+            authority,
+            trust,
+            inputs,
+            options: self.options.clone(),
+            epoch: random(),
+            counts: Arc::clone(&self.counts),
+        };
         let service = SchedulerServer::new(rpc)
             .max_decoding_message_size(pondhawk_proto::MAX_MESSAGE)
             .max_encoding_message_size(pondhawk_proto::MAX_MESSAGE);

@@ -116,6 +116,7 @@ impl Cluster {
             });
         }
         tokio::spawn(take_wishes(Arc::clone(&self.exchange), Arc::clone(node)));
+        self.exchange.count(node.started, Arc::clone(&node.metrics));
         let options = self.session_options(&node.config);
         let (exchange, store, status) = (Arc::clone(&self.exchange), Arc::clone(&node.store), Arc::clone(&self.status));
         let (identity, stop) = (self.identity.clone(), Arc::clone(node));

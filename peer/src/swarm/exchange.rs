@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,7 +20,11 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{task::TaskId, wire::PeerId};
+use crate::{
+    metrics::{Metrics, Totals},
+    task::TaskId,
+    wire::PeerId,
+};
 
 /// Tasks with changes that wait to be reported; what does not fit is told by the next inventory.
 const MAX_CHANGED: usize = 4096;
@@ -258,6 +262,8 @@ pub struct Exchange {
     pub sent_to_peers: AtomicU64,
     /// Pieces that are being sent now; kept by wire/.
     pub uploads: AtomicU32,
+    /// The node's start, and what it counts since then.
+    counted: OnceLock<(std::time::Instant, Arc<Metrics>)>,
 }
 
 #[derive(Debug)]
@@ -298,6 +304,7 @@ impl Default for Exchange {
             standing: watch::Sender::new(Standing::Never),
             sent_to_peers: AtomicU64::new(0),
             uploads: AtomicU32::new(0),
+            counted: OnceLock::new(),
         }
     }
 }
@@ -415,6 +422,16 @@ impl Exchange {
     /// Bytes sent to other peers since the start.
     pub fn sent(&self) -> u64 {
         self.sent_to_peers.load(Ordering::Relaxed)
+    }
+
+    /// Says what the node counts since its start, so that the scheduler can be told. Only the first call counts.
+    pub fn count(&self, started: std::time::Instant, metrics: Arc<Metrics>) {
+        let _ = self.counted.set((started, metrics));
+    }
+
+    /// The time since the node's start and its sums; `None` where nobody counts.
+    pub fn totals(&self) -> Option<(Duration, Totals)> {
+        self.counted.get().map(|(started, metrics)| (started.elapsed(), metrics.totals()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -206,6 +206,38 @@ pub struct Progress {
     /// Piece requests of others that wait or are being served here.
     #[prost(uint32, tag = "3")]
     pub uploads: u32,
+    /// What the node has done since its start, all tasks together: for whoever looks at the cluster, nothing is decided by it.
+    /// Absent: the node does not say.
+    #[prost(message, optional, tag = "20")]
+    pub totals: ::core::option::Option<Totals>,
+}
+/// Sums since the node's start; they never fall while it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Totals {
+    /// Milliseconds since that start.
+    #[prost(uint64, tag = "1")]
+    pub uptime_ms: u64,
+    /// Bytes of bodies from origins, and from other peers.
+    #[prost(uint64, tag = "2")]
+    pub from_origin_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub from_peers_bytes: u64,
+    /// Bytes of bodies to clients, and of pieces to other peers.
+    #[prost(uint64, tag = "4")]
+    pub to_clients_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub to_peers_bytes: u64,
+    /// Clients' requests answered, whatever came of them.
+    #[prost(uint64, tag = "6")]
+    pub requests: u64,
+    /// Those served from the store, and those by a download that was under way already.
+    #[prost(uint64, tag = "7")]
+    pub hits: u64,
+    #[prost(uint64, tag = "8")]
+    pub joined: u64,
+    /// Those that began a download.
+    #[prost(uint64, tag = "9")]
+    pub misses: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskProgress {

@@ -24,6 +24,7 @@ pub(super) type Accusation = (u32, Duration, bool);
 impl Cluster {
     pub(super) fn blame(&mut self, now: Duration, accuser: u32, name: &str, task: &[u8; 32], silent: bool) {
         let Some(accused) = self.members.named(name).filter(|&accused| accused != accuser) else { return };
+        self.counts.blames += 1;
         let until = now + if silent { SILENCE_WINDOW } else { WINDOW };
         let Some(member) = self.members.get_mut(accuser) else { return };
         member.accused.retain(|&(peer, until)| until > now && peer != accused);
@@ -58,6 +59,7 @@ impl Cluster {
         member.accusers.clear();
         member.banned_until = Some(until);
         self.banned.push(PeerId(peer));
+        self.counts.bans += 1;
         for at in self.tasks_of(peer) {
             self.end_leases(at, peer, true);
             self.lose_all(at, peer);

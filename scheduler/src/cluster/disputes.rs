@@ -60,6 +60,7 @@ impl Cluster {
     /// Two disagree on a piece that counts as held by nobody: so it stays until a third peer has fetched it; both fetch it
     /// again.
     pub(super) fn contest(&mut self, at: u32, piece: u32, first: Claim, second: Claim) {
+        self.counts.disputes += 1;
         let Some(task) = self.task(at) else { return };
         let dropped = (task.digests.disputes.len() >= MAX_DISPUTES).then(|| task.digests.disputes.remove(0));
         task.digests.disputes.push(Dispute { piece, claims: vec![first, second] });

@@ -69,6 +69,7 @@ impl Cluster {
         let pieces = task.digests.void_all();
         let left = pieces.beyond(&Bits::default());
         task.digests.doubts = Doubts { pieces, left, began: Some(now), moved: now };
+        self.counts.doubts += 1;
         held.iter().for_each(|run| self.unhold(at, run));
         self.again.insert(at);
     }

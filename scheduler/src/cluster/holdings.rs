@@ -51,12 +51,14 @@ impl Cluster {
         for run in &progress.lost {
             self.lose(at, peer, run.clone());
         }
+        let held = self.held_by(at, peer);
         for run in &progress.added {
             self.gain(now, at, peer, run.clone());
         }
         if progress.complete {
             self.complete(now, at, peer);
         }
+        self.count_gained(self.held_by(at, peer).saturating_sub(held), &progress.digests);
         self.stepped(at, peer, &progress.digests);
         for run in &progress.digests {
             self.report_digests(now, at, peer, run);
@@ -69,6 +71,18 @@ impl Cluster {
         }
         self.push_quiet(now, at);
         self.settle(now, at, peer);
+    }
+
+    fn held_by(&self, at: u32, peer: u32) -> u32 {
+        self.seen_entry(at, peer).map_or(0, |entry| entry.held)
+    }
+
+    /// Pieces with a digest of the reporter's own came from the origin: it had no other to verify them against.
+    fn count_gained(&mut self, pieces: u32, digests: &[super::DigestRun]) {
+        let own: usize = digests.iter().map(|run| run.digests.len()).sum();
+        let from_origin = u64::from(pieces).min(own as u64);
+        self.counts.pieces_from_origin += from_origin;
+        self.counts.pieces_from_peers += u64::from(pieces) - from_origin;
     }
 
     /// What an inventory says of a task is all that the peer holds of it.

@@ -192,6 +192,7 @@ impl Cluster {
 
     fn lease(&mut self, now: Duration, at: u32, peer: u32, run: Range<u32>) {
         let id = self.next_lease;
+        self.counts.leases += 1;
         self.next_lease += 1;
         let silence = self.options.silence;
         let Some(task) = self.task(at) else { return };
@@ -431,6 +432,7 @@ impl Cluster {
                 continue;
             }
             let (at, peer) = (lease.task, lease.peer);
+            self.counts.leases_silent += 1;
             self.finish(id, true);
             self.release_if_idle(at, peer);
             self.cool(now, at, peer);

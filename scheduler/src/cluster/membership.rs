@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Map;
 use super::blame::Accusation;
+use super::traffic::Load;
 
 /// A peer's place in the cluster's tables. Kept over reconnections of the same name, reused after its expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +40,7 @@ pub(super) struct Member {
     pub(super) gone: Option<Duration>,
     /// When its session began to say what it holds.
     pub(super) since: Duration,
-    pub(super) uploads: u32,
+    pub(super) load: Load,
     /// Leases that failed or fell silent since one moved.
     pub(super) lapses: u8,
     /// It gets no lease before.
@@ -82,7 +83,7 @@ impl Members {
             connected: true,
             gone: None,
             since: Duration::ZERO,
-            uploads: 0,
+            load: Load::default(),
             lapses: 0,
             cool_at: Duration::ZERO,
             banned_until: None,
@@ -99,12 +100,12 @@ impl Members {
         slot
     }
 
-    pub(super) fn leave(&mut self, slot: u32) {
-        if let Some(member) = self.slots.get_mut(slot as usize).and_then(Option::take) {
-            self.by_name.remove(&member.info.name);
-            self.seeds.remove(&slot);
-            self.free.push(slot);
-        }
+    pub(super) fn leave(&mut self, slot: u32) -> Option<Member> {
+        let member = self.slots.get_mut(slot as usize).and_then(Option::take)?;
+        self.by_name.remove(&member.info.name);
+        self.seeds.remove(&slot);
+        self.free.push(slot);
+        Some(member)
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Member> {

@@ -5,6 +5,7 @@
 //! is ordered by a random hash.
 
 mod blame;
+mod counts;
 mod digests;
 mod disputes;
 mod doubts;
@@ -15,8 +16,10 @@ mod membership;
 mod pieces;
 mod select;
 mod sessions;
+pub mod snapshot;
 mod spread;
 mod tasks;
+mod traffic;
 mod wants;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -25,16 +28,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use counts::Counts;
 pub use digests::{CHUNK as DIGESTS_AT_ONCE, DigestRun};
 pub use leases::ReturnReason;
 pub use membership::{PeerId, PeerInfo};
 pub use pieces::pieces_of;
 pub use spread::{Scope, Spreading};
+pub use traffic::{Load, Totals};
 
 use membership::Members;
 use sessions::Check;
 use spread::Spread;
 use tasks::{Lease, Task};
+use traffic::Traffic;
 use wants::Wanting;
 
 /// A map by the cluster's own numbers, with a fixed hash: its order is the same in every run.
@@ -132,9 +138,7 @@ pub enum Event {
         pin: bool,
     },
     Progress(Progress),
-    Load {
-        uploads: u32,
-    },
+    Load(Load),
     LeaseReturn {
         lease: u64,
         reason: ReturnReason,
@@ -263,6 +267,8 @@ pub struct Cluster {
     began: Option<Duration>,
     out: VecDeque<(PeerId, Directive)>,
     random: u64,
+    traffic: Traffic,
+    counts: Counts,
 }
 
 impl Cluster {
@@ -292,6 +298,8 @@ impl Cluster {
             began: None,
             out: VecDeque::new(),
             random,
+            traffic: Traffic::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -307,6 +315,7 @@ impl Cluster {
             return;
         }
         self.began.get_or_insert(now);
+        self.counts.events += 1;
         // What a banned peer says it holds or has seen is not believed.
         let believed = !self.is_banned(now, at);
         match event {
@@ -328,11 +337,7 @@ impl Cluster {
             }
             Event::Unwant { task } => self.unwant(now, at, &task),
             Event::Progress(progress) if believed => self.progress(now, at, &progress),
-            Event::Load { uploads } => {
-                if let Some(member) = self.members.get_mut(at) {
-                    member.uploads = uploads;
-                }
-            }
+            Event::Load(load) => self.load(now, at, load),
             Event::LeaseReturn { lease, reason, retry_after } => self.returned(now, at, lease, reason, retry_after),
             Event::Blame { peer, task, silent, .. } if believed => self.blame(now, at, &peer, &task, silent),
             Event::Held { .. } | Event::Progress(_) | Event::Blame { .. } | Event::Spread { .. } => {}
@@ -378,6 +383,16 @@ impl Cluster {
     /// Tasks known.
     pub fn tasks(&self) -> usize {
         self.by_name.len()
+    }
+
+    /// Leases under way.
+    pub fn leases(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// What has happened so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Whether the peer is banned: what it says is not heard, it has no links and gets no leases. Its session is to be

@@ -155,7 +155,7 @@ impl Cluster {
 
     fn score(&self, at: u32, peer: u32, other: u32) -> i64 {
         let (Some(member), Some(entry)) = (self.members.get(other), self.seen_entry(at, other)) else { return 0 };
-        let load = entry.links.len() + (member.uploads as usize).min(32);
+        let load = entry.links.len() + (member.load.uploads as usize).min(32);
         i64::from(self.members.nearness(peer, other)) * 16
             + i64::from(member.info.seed) * 24
             + i64::from(entry.complete) * 8

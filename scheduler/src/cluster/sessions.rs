@@ -54,7 +54,11 @@ impl Cluster {
             self.remove_entry(now, at, peer);
             self.lease_out(now, at);
         }
-        self.members.leave(peer);
+        if let Some(member) = self.members.leave(peer)
+            && let Some((_, last)) = member.load.totals
+        {
+            self.traffic.depart(&member.info.name, last);
+        }
     }
 
     fn drop_unsaid(&mut self, now: Duration, peer: u32) {

@@ -11,6 +11,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tonic::Status as Refusal;
 
 use super::Status;
+use super::counts::SessionCounts;
+use super::look::Question;
 use super::tell::Letters;
 use crate::cluster::{Cluster, Directive, Event, Options, PeerId, PeerInfo};
 
@@ -29,6 +31,8 @@ pub(super) enum Input {
     Events { session: Arc<Session>, events: Vec<Event> },
     /// The session is over.
     Gone { session: Arc<Session> },
+    /// Somebody looks.
+    Look(Question),
     /// Ends every session; answered when that is done.
     Stop(oneshot::Sender<()>),
 }
@@ -42,15 +46,19 @@ pub(super) struct Session {
     queue: mpsc::Sender<SchedulerMessage>,
     why: Mutex<Option<oneshot::Sender<Refusal>>>,
     ended: watch::Sender<bool>,
+    counts: Arc<SessionCounts>,
 }
 
 impl Session {
     /// With its queue, and what ends the stream of messages in place of the queue's own end.
-    pub(super) fn new(local: IpAddr) -> (Arc<Self>, mpsc::Receiver<SchedulerMessage>, oneshot::Receiver<Refusal>) {
+    pub(super) fn new(
+        local: IpAddr,
+        counts: Arc<SessionCounts>,
+    ) -> (Arc<Self>, mpsc::Receiver<SchedulerMessage>, oneshot::Receiver<Refusal>) {
         let (queue, messages) = mpsc::channel(OUTGOING);
         let (why, over) = oneshot::channel();
         let (why, ended) = (Mutex::new(Some(why)), watch::Sender::new(false));
-        (Arc::new(Self { peer: OnceLock::new(), local, queue, why, ended }), messages, over)
+        (Arc::new(Self { peer: OnceLock::new(), local, queue, why, ended, counts }), messages, over)
     }
 
     /// Queues a message; a full queue ends the session.
@@ -64,6 +72,7 @@ impl Session {
     /// Ends it; the first reason counts.
     pub(super) fn end(&self, why: Refusal) {
         if let Some(sender) = self.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.counts.end(why.code());
             // The peer may be gone already.
             drop(sender.send(why));
         }
@@ -135,6 +144,7 @@ impl Actor {
                 self.cluster.handle(self.started.elapsed(), peer, Event::Gone);
                 self.deliver();
             }
+            Input::Look(question) => question(&self.cluster, self.started.elapsed()),
             Input::Stop(stopped) => {
                 for (_, session) in self.sessions.drain() {
                     session.end(Refusal::unavailable("the scheduler stops"));
@@ -190,7 +200,13 @@ impl Actor {
     }
 
     fn report(&self) {
-        let status = Status { sessions: self.sessions.len(), peers: self.cluster.peers(), tasks: self.cluster.tasks() };
+        let status = Status {
+            sessions: self.sessions.len(),
+            peers: self.cluster.peers(),
+            tasks: self.cluster.tasks(),
+            leases: self.cluster.leases(),
+            moved: self.cluster.transferred(),
+        };
         self.status.send_if_modified(|old| std::mem::replace(old, status) != status);
     }
 }

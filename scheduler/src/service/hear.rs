@@ -10,7 +10,9 @@ use proto::lease_return::Reason;
 use proto::peer_message::Body;
 
 use crate::authority::is_peer_name;
-use crate::cluster::{ContentName, DigestRun, Event, PeerInfo, Progress, ReturnReason, Scope, TaskName, pieces_of};
+use crate::cluster::{
+    ContentName, DigestRun, Event, Load, PeerInfo, Progress, ReturnReason, Scope, TaskName, Totals, pieces_of,
+};
 
 const MAX_PIECE: u32 = 4_194_304;
 const MAX_LABELS: usize = 16;
@@ -184,7 +186,23 @@ fn progress(message: proto::Progress) -> Result<Vec<Event>, Invalid> {
             requests: changed.requests,
         }))
     });
-    tasks.chain([Ok(Event::Load { uploads: message.uploads })]).collect()
+    let totals = message.totals.map(totals);
+    let load = Load { uploads: message.uploads, upload_rate: message.upload_rate, totals };
+    tasks.chain([Ok(Event::Load(load))]).collect()
+}
+
+fn totals(message: proto::Totals) -> (Duration, Totals) {
+    let totals = Totals {
+        from_origin: message.from_origin_bytes,
+        from_peers: message.from_peers_bytes,
+        to_clients: message.to_clients_bytes,
+        to_peers: message.to_peers_bytes,
+        requests: message.requests,
+        hits: message.hits,
+        joined: message.joined,
+        misses: message.misses,
+    };
+    (Duration::from_millis(message.uptime_ms), totals)
 }
 
 fn lease_return(message: &proto::LeaseReturn) -> Event {

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Options;
 use super::actor::{Input, Session};
+use super::counts::SessionCounts;
 use super::hear::{self, Heard, Inventory};
 use super::tell::message;
 use super::tls::{Certified, Remote, unix_now};
@@ -34,6 +35,7 @@ pub(super) struct Rpc {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) options: Options,
     pub(super) epoch: u64,
+    pub(super) counts: Arc<SessionCounts>,
 }
 
 #[tonic::async_trait]
@@ -41,7 +43,9 @@ impl proto::scheduler_server::Scheduler for Rpc {
     async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinResponse>, Status> {
         let remote = remote(&request)?;
         let request = request.into_inner();
-        let signed = self.admit(&request, &remote).inspect_err(|refusal| {
+        let admitted = self.admit(&request, &remote);
+        self.counts.join(admitted.is_ok());
+        let signed = admitted.inspect_err(|refusal| {
             // Of the name only what fits: it is not checked yet.
             let name: String = request.name.chars().take(63).collect();
             tracing::warn!(peer = ?name, address = %remote.address, why = refusal.message(), "join refused");
@@ -62,8 +66,9 @@ impl proto::scheduler_server::Scheduler for Rpc {
     async fn session(&self, request: Request<Streaming<proto::PeerMessage>>) -> Result<Response<Outgoing>, Status> {
         let remote = remote(&request)?;
         let mut incoming = request.into_inner();
-        self.open_session(&remote, &mut incoming)
-            .await
+        let opening = self.open_session(&remote, &mut incoming).await;
+        self.counts.session(opening.is_ok());
+        opening
             .map(|(opened, outgoing)| {
                 tokio::spawn(opened.run(incoming));
                 Response::new(outgoing)
@@ -134,7 +139,7 @@ impl Rpc {
         must_be(&certificate, &hello.name)?;
         let info =
             hear::hello(hello, remote.address.ip()).map_err(|what| Status::invalid_argument(what.to_string()))?;
-        let (session, queue, over) = Session::new(remote.local);
+        let (session, queue, over) = Session::new(remote.local, Arc::clone(&self.counts));
         session.send(message(Body::Welcome(proto::Welcome {
             protocol,
             progress_ms: millis(self.options.progress),

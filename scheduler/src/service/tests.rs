@@ -30,7 +30,7 @@ struct Peer {
 impl Peer {
     /// A session of a peer at `ip`, which sees the scheduler at `local`.
     async fn connect(inputs: &mpsc::Sender<Input>, name: &str, ip: [u8; 4], local: [u8; 4]) -> Self {
-        let (session, queue, over) = Session::new(IpAddr::from(local));
+        let (session, queue, over) = Session::new(IpAddr::from(local), Arc::default());
         let info =
             PeerInfo { name: name.into(), address: (ip, 65010).into(), endpoints: 2, labels: Vec::new(), seed: false };
         inputs.send(Input::Connect { info, session: Arc::clone(&session) }).await.unwrap();
@@ -104,7 +104,7 @@ async fn what_a_replaced_session_still_says_does_not_count() {
 
 #[tokio::test]
 async fn a_peer_that_reads_nothing_loses_its_session() {
-    let (session, _queue, over) = Session::new(IpAddr::from([10, 0, 0, 9]));
+    let (session, _queue, over) = Session::new(IpAddr::from([10, 0, 0, 9]), Arc::default());
     for nonce in 0..=OUTGOING as u64 {
         session.send(message(Body::Ping(proto::Ping { nonce })));
     }
@@ -133,7 +133,7 @@ fn byte(hex: &str) -> u8 {
 #[tokio::test]
 async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
     let (inputs, mut status) = actor::start(cluster::Options::default());
-    let (session, mut queue, _over) = Session::new(IpAddr::from([10, 0, 0, 9]));
+    let (session, mut queue, _over) = Session::new(IpAddr::from([10, 0, 0, 9]), Arc::default());
     let mut inventory = Inventory::default();
     for (kind, message) in recorded() {
         if let Some(proto::peer_message::Body::Hello(hello)) = message.body {

@@ -7,6 +7,7 @@ use pondhawk_proto::v1 as proto;
 use proto::{lease_return::Reason, peer_message::Body};
 
 use crate::{
+    metrics::Totals,
     store::Holding,
     swarm::exchange::{Changes, Parent, Return, Said, Spread, Want, Wish, Wrong},
     task::TaskId,
@@ -128,6 +129,21 @@ pub(super) fn progress(changes: impl IntoIterator<Item = (TaskId, Changes)>) -> 
         messages.last_mut().expect("never empty").tasks.push(entry);
     }
     messages
+}
+
+/// What the node did since its start, `sent` bytes to other peers among it.
+pub(super) fn totals(uptime: Duration, totals: &Totals, sent: u64) -> proto::Totals {
+    proto::Totals {
+        uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+        from_origin_bytes: totals.origin_bytes,
+        from_peers_bytes: totals.peer_bytes,
+        to_clients_bytes: totals.client_bytes,
+        to_peers_bytes: sent,
+        requests: totals.requests,
+        hits: totals.hits,
+        joined: totals.joined,
+        misses: totals.misses,
+    }
 }
 
 /// A report of digests alone, of pieces that are known to be held.

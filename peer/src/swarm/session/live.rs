@@ -95,6 +95,7 @@ struct Load {
     sent: u64,
     rate: u64,
     uploads: u32,
+    totals: Option<proto::Totals>,
     measured: Instant,
 }
 
@@ -105,7 +106,7 @@ impl Live {
         status: Arc<SwarmStatus>,
         out: mpsc::Sender<proto::PeerMessage>,
     ) -> Self {
-        let load = Load { sent: exchange.sent(), rate: 0, uploads: 0, measured: Instant::now() };
+        let load = Load { sent: exchange.sent(), rate: 0, uploads: 0, totals: None, measured: Instant::now() };
         Self {
             exchange,
             store,
@@ -323,8 +324,9 @@ impl Live {
     }
 
     async fn send_report(&mut self, report: proto::Progress) -> Result<(), End> {
-        let Load { rate, uploads, .. } = self.load;
-        self.send(convert::message(Body::Progress(proto::Progress { upload_rate: rate, uploads, ..report }))).await
+        let Load { rate, uploads, totals, .. } = self.load;
+        self.send(convert::message(Body::Progress(proto::Progress { upload_rate: rate, uploads, totals, ..report })))
+            .await
     }
 
     /// Sends once the inventory is told.
@@ -355,8 +357,10 @@ impl Load {
         let rate = u128::from(sent.saturating_sub(self.sent)) * 1000 / elapsed.as_millis();
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
         let uploads = exchange.uploads.load(Ordering::Relaxed);
-        let news = (rate, uploads) != (self.rate, self.uploads);
-        *self = Self { sent, rate, uploads, measured: Instant::now() };
+        let totals = exchange.totals().map(|(uptime, totals)| convert::totals(uptime, &totals, sent));
+        let moved = |totals: Option<proto::Totals>| totals.map(|totals| proto::Totals { uptime_ms: 0, ..totals });
+        let news = (rate, uploads, moved(totals)) != (self.rate, self.uploads, moved(self.totals));
+        *self = Self { sent, rate, uploads, totals, measured: Instant::now() };
         news
     }
 }
