@@ -347,6 +347,10 @@ section! {
         /// Where other nodes join this one, if it is its own scheduler. Unit: address:port, or off: this node stays alone.
         /// Cost: only nodes with a token or certificate get an answer. Default 0.0.0.0:65100.
         listen: Listen = anywhere(65100),
+        /// Where this node's own scheduler shows people the cluster, and Prometheus its metrics. Unit: address:port, or off. Cost:
+        /// a little memory; whoever looks needs the token that `pondhawk token --page` prints, which travels unencrypted: from
+        /// other machines only by way of something that speaks TLS, or ssh -L. Default off; 127.0.0.1:65101 is the usual place.
+        page: Listen = Listen(None),
     }
 }
 

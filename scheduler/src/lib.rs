@@ -1,7 +1,8 @@
 //! The scheduler: tells peers about each other and hands out leases on origins.
 //!
 //! [`cluster`] decides (pure), [`authority`] holds the CA of the cluster and its join tokens, [`service`] speaks with
-//! peers, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a Kubernetes cluster has to know of both.
+//! peers, [`page`] shows people the cluster, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a
+//! Kubernetes cluster has to know of them.
 
 #![deny(unsafe_code)]
 
@@ -9,5 +10,6 @@ pub mod authority;
 pub mod cluster;
 pub mod hosts;
 pub mod kube;
+pub mod page;
 pub mod service;
 pub mod trust;

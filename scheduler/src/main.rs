@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pondhawk_scheduler::authority::Authority;
 use pondhawk_scheduler::hosts::{HUB_HOSTS, Suffixes};
 use pondhawk_scheduler::kube;
+use pondhawk_scheduler::page::{self, Page};
 use pondhawk_scheduler::service::{Options, Scheduler};
 use pondhawk_scheduler::trust::RootInfo;
 use tokio::net::TcpListener;
@@ -38,6 +39,10 @@ enum Command {
     ///
     /// Whoever has it can join under any name until it expires; a node needs it only once. Works while the scheduler runs.
     Token(Token),
+    /// Print the token with which people look at the page, at http://ADDRESS:65101.
+    ///
+    /// Whoever has it sees every node's name, address and labels, and what the cluster moves. It can change nothing.
+    PageToken(PageToken),
 }
 
 #[derive(Args)]
@@ -67,6 +72,8 @@ struct Up {
     /// to them when it is made; a node that asks for others is not signed.
     #[arg(long, value_name = "HOSTS", env = "PONDHAWK_SCHEDULER_HOSTS", value_delimiter = ',', default_values = HUB_HOSTS)]
     hosts: Vec<String>,
+    #[command(flatten)]
+    page: PageArgs,
     /// What is logged, as in RUST_LOG: `info`, `debug`, `pondhawk_scheduler=debug`.
     #[arg(long, env = "PONDHAWK_SCHEDULER_LOG", default_value = "info")]
     log: String,
@@ -75,6 +82,33 @@ struct Up {
     log_format: Format,
     #[command(flatten)]
     kube: kube::Flags,
+}
+
+#[derive(Args)]
+struct PageArgs {
+    /// Where the page, metrics and health are: address:port, or off. Plain HTTP, and so for this machine only by default:
+    /// elsewhere the page's token travels unencrypted unless something in front speaks TLS.
+    #[arg(long, value_name = "ADDRESS", env = "PONDHAWK_SCHEDULER_PAGE", default_value = "127.0.0.1:65101", value_parser = page_address)]
+    page: PageAddress,
+    /// A file with the page's token, read at each use. Without it one is made in DATA_DIR: see `page-token`.
+    #[arg(long, value_name = "FILE", env = "PONDHAWK_SCHEDULER_PAGE_TOKEN_FILE")]
+    page_token_file: Option<PathBuf>,
+    /// Ask for the page's token at /metrics, too: `Authorization: Bearer TOKEN`. /healthz and /readyz stay open.
+    #[arg(long, env = "PONDHAWK_SCHEDULER_METRICS_NEED_TOKEN")]
+    metrics_need_token: bool,
+}
+
+/// An address, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct PageAddress(Option<SocketAddr>);
+
+#[derive(Args)]
+struct PageToken {
+    #[command(flatten)]
+    state: State,
+    /// Make another one first: the one of before and all cookies are worthless at once, also for a scheduler that runs.
+    #[arg(long)]
+    rotate: bool,
 }
 
 #[derive(Args)]
@@ -109,6 +143,7 @@ fn main() -> ExitCode {
         Command::Up(up) => run(up),
         Command::Token(token) => print_token(&token),
         Command::Ca(ca) => print_ca(&ca),
+        Command::PageToken(token) => print_page_token(&token),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,11 +161,23 @@ fn run(up: Up) -> anyhow::Result<()> {
     options.cluster.label_keys = up.labels;
     options.cluster.origin_connections = up.origin_connections;
     let scheduler = Scheduler::open(&up.state.data_dir, options)?;
+    let page_options =
+        page::Options { metrics_need_token: up.page.metrics_need_token, token_file: up.page.page_token_file };
+    let page = match up.page.page.0 {
+        Some(address) => Some((Page::open(&up.state.data_dir, scheduler.viewer(), page_options)?, address)),
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let listener = TcpListener::bind(up.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {}", up.listen))?;
         up.kube.start(&scheduler)?;
+        if let Some((page, address)) = page {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.with_context(|| format!("cannot listen on {address} (--page names another, or off)"))?;
+            tracing::info!(address = %listener.local_addr()?, "page up: pondhawk-scheduler page-token prints its token");
+            tokio::spawn(page.serve(listener));
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let stop = async move {
@@ -156,6 +203,14 @@ fn print_token(token: &Token) -> anyhow::Result<()> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     writeln!(io::stdout(), "{}", authority.token(now, token.ttl)?).context("cannot write the token")
+}
+
+fn print_page_token(token: &PageToken) -> anyhow::Result<()> {
+    let dir = &token.state.data_dir;
+    if !dir.join("swarm-ca.pem").exists() {
+        bail!("{} has no cluster: start the scheduler once, or name its --data-dir", dir.display());
+    }
+    writeln!(io::stdout(), "{}", page::token(dir, token.rotate)?).context("cannot write the token")
 }
 
 fn print_ca(ca: &Ca) -> anyhow::Result<()> {
@@ -188,6 +243,13 @@ fn log(level: &str, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn page_address(text: &str) -> Result<PageAddress, String> {
+    match text {
+        "off" => Ok(PageAddress(None)),
+        _ => text.parse().map(|address| PageAddress(Some(address))).map_err(|_| "an address:port, or off".to_owned()),
+    }
+}
+
 /// `90s`, `15m`, `24h`, `7d`; at most a year.
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8));
@@ -217,6 +279,13 @@ mod tests {
         for bad in ["", "h", "24", "24y", "0s", "-1h", "400d", "1€"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_page_has_an_address_or_is_off() {
+        assert_eq!(page_address("off"), Ok(PageAddress(None)));
+        assert_eq!(page_address("[::1]:65101"), Ok(PageAddress(Some("[::1]:65101".parse().unwrap()))));
+        assert!(page_address("65101").is_err() && page_address("localhost:65101").is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
@@ -41,6 +42,35 @@ fn it_serves_hands_out_tokens_while_it_runs_and_ends_cleanly() {
     kill_process(Pid::from_child(up.child()), Signal::TERM).unwrap();
     up.line_with("scheduler down");
     assert!(up.wait().success());
+}
+
+#[test]
+fn the_page_is_up_asks_for_its_token_and_can_be_told_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path(), |_| ());
+    let line = up.line_with("page up");
+    let address: SocketAddr =
+        line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap();
+    let page_token = |more: &[&str]| {
+        let output = binary().args(["page-token", "--data-dir"]).arg(dir.path()).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let status = |token: &str| {
+        let mut socket = TcpStream::connect(address).unwrap();
+        let head = "GET /v1/cluster HTTP/1.1\r\nhost: page\r\nconnection: close\r\n";
+        write!(socket, "{head}authorization: Bearer {token}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    let first = page_token(&[]);
+    assert_eq!(
+        (page_token(&[]), status(&first), status("0123456789abcdef")),
+        (first.clone(), "200".into(), "401".into())
+    );
+    let second = page_token(&["--rotate"]);
+    assert_eq!((status(&first), status(&second)), ("401".into(), "200".into()));
 }
 
 #[test]

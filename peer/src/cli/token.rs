@@ -1,9 +1,9 @@
-//! `pondhawk token`: lets other nodes join this one.
+//! `pondhawk token`: lets other nodes join this one, or people look at its scheduler's page.
 
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use pondhawk_scheduler::authority::Authority;
+use pondhawk_scheduler::{authority::Authority, page};
 
 use super::{CliError, Settings};
 use crate::{config::Period, node::SCHEDULER_DIR};
@@ -16,6 +16,12 @@ pub(super) struct Token {
     /// How long the token is good for; a node that has joined does not need it again
     #[arg(long, value_name = "TIME", default_value = "24h")]
     ttl: Period,
+    /// Print the token of the scheduler's page (scheduler.page) instead: it is good until --rotate, and lets nobody join
+    #[arg(long, conflicts_with = "ttl")]
+    page: bool,
+    /// Make another token for the page first: the one of before and all cookies are worthless at once
+    #[arg(long, requires = "page")]
+    rotate: bool,
 }
 
 impl Token {
@@ -30,6 +36,10 @@ impl Token {
         }
         if !dir.exists() {
             return Err(CliError::Task(format!("there is no {}: start the node first", dir.display())));
+        }
+        if self.page {
+            let token = page::token(&dir, self.rotate).map_err(|error| CliError::Task(error.to_string()))?;
+            return Ok(format!("{token}\n"));
         }
         let authority = Authority::open(&dir).map_err(|error| CliError::Task(error.to_string()))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();

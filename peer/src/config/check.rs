@@ -103,6 +103,7 @@ impl Config {
             ("listen.admin", port(self.listen.admin)),
             ("listen.intercept_port", intercept),
             ("scheduler.listen", port(self.scheduler.listen).filter(|_| self.scheduler.join.is_none())),
+            ("scheduler.page", port(self.scheduler.page).filter(|_| self.scheduler.join.is_none())),
         ];
         for (index, (key, port)) in used.iter().enumerate() {
             let clash = used[..index].iter().find(|(_, other)| port.is_some_and(|port| port != 0) && other == port);

@@ -163,6 +163,7 @@ fn contradictions_are_named_with_their_keys() {
         ("authorize.public=https://a.example/x", "must begin with the host"),
         ("filter.drop_params=a=b", "`a=b` is no name of a query parameter"),
         ("origin.retry_backoff=1min", "origin.retry_max: must be at least origin.retry_backoff"),
+        ("scheduler.page=127.0.0.1:65100", "scheduler.page: port 65100 is already taken by scheduler.listen"),
         ("intercept.bypass_for=0s", "intercept.bypass_for: must be from 1s to 1d"),
     ];
     for (setting, message) in expected {

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use pondhawk_scheduler::service::{Options as SchedulerOptions, Scheduler};
+use pondhawk_scheduler::{
+    page::{Options as PageOptions, Page},
+    service::{Options as SchedulerOptions, Scheduler, SchedulerError},
+};
 use tokio::sync::watch;
 
 use super::{Node, NodeError};
@@ -62,6 +65,7 @@ struct OwnScheduler {
     scheduler: Arc<Scheduler>,
     listener: TcpListener,
     address: SocketAddr,
+    page: Option<(Page, TcpListener)>,
 }
 
 impl Cluster {
@@ -106,6 +110,10 @@ impl Cluster {
             let node = Arc::clone(node);
             tokio::spawn(async move {
                 let served = async {
+                    if let Some((page, listener)) = own.page {
+                        listener.set_nonblocking(true)?;
+                        tokio::spawn(page.serve(tokio::net::TcpListener::from_std(listener)?));
+                    }
                     own.listener.set_nonblocking(true)?;
                     let listener = tokio::net::TcpListener::from_std(own.listener)?;
                     own.scheduler.serve(listener, node.draining()).await.map_err(std::io::Error::other)
@@ -242,9 +250,16 @@ async fn take_wishes(exchange: Arc<Exchange>, node: Arc<Node>) {
 fn own_scheduler(config: &Config, address: SocketAddr, hosts: &Suffixes) -> Result<OwnScheduler, NodeError> {
     let options = SchedulerOptions { hosts: hosts.clone(), ..SchedulerOptions::default() };
     let scheduler = Arc::new(Scheduler::open(&config.data_dir.join(SCHEDULER_DIR), options)?);
-    let listen = |source| NodeError::Listen { what: "this node's scheduler", address, source };
-    let listener = TcpListener::bind(address).map_err(listen)?;
-    Ok(OwnScheduler { scheduler, listener, address })
+    let bind = |what, address| TcpListener::bind(address).map_err(|source| NodeError::Listen { what, address, source });
+    let listener = bind("this node's scheduler", address)?;
+    let page = match config.scheduler.page.0 {
+        Some(address) => {
+            let page = Page::open(&config.data_dir.join(SCHEDULER_DIR), scheduler.viewer(), PageOptions::default());
+            Some((page.map_err(SchedulerError::from)?, bind("the scheduler's page", address)?))
+        }
+        None => None,
+    };
+    Ok(OwnScheduler { scheduler, listener, address, page })
 }
 
 impl OwnScheduler {

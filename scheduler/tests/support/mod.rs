@@ -25,10 +25,10 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    /// Starts it on a free port, with what `more` adds to the command.
+    /// Starts it on free ports, with what `more` adds to the command.
     pub(crate) fn start(dir: &Path, more: impl FnOnce(&mut Command)) -> Self {
         let mut command = binary();
-        command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir);
+        command.args(["up", "--listen", "127.0.0.1:0", "--page", "127.0.0.1:0", "--data-dir"]).arg(dir);
         more(&mut command);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());

@@ -61,6 +61,13 @@ const TOOLS: &[Tool] = &[
     tool("wget", Presence::Program("wget"), &[Part::Test], "a client that the tests run"),
     tool("aria2", Presence::Program("aria2c"), &[Part::Test], "a client that the tests run"),
     tool("openssl", Presence::Program("openssl"), &[Part::Test], "a TLS client that the tests run"),
+    tool(
+        "chromium",
+        Presence::Program("chromium"),
+        &[Part::Test],
+        "the browser that the tests look at the scheduler's page with",
+    ),
+    tool("chromium-driver", Presence::Program("chromedriver"), &[Part::Test], "by which the tests lead the browser"),
     tool("valgrind", Presence::Program("valgrind"), &[Part::Bench], "counts instructions for the benchmarks"),
     tool("podman", Presence::Program("podman"), &[Part::Image], "makes and runs the image"),
     // Not crun, which podman would take by itself: it refuses hybrid cgroups.

@@ -1,0 +1,141 @@
+//! The scheduler's page, its metrics and its health, on a port of their own.
+//!
+//! | request | answer | needs the token |
+//! |---|---|---|
+//! | GET / | the page, or the form that asks for the token | - |
+//! | POST /login, /logout | sets the cookie that stands for the token, or takes it back | - |
+//! | GET /v1/cluster | a [`Snapshot`](crate::cluster::snapshot::Snapshot) as JSON | yes |
+//! | GET /v1/events | Server-Sent Events: `history`, then a `snapshot` a second | yes |
+//! | GET /v1/nodes/{name} | a [`NodeDetail`](crate::cluster::snapshot::NodeDetail) as JSON | yes |
+//! | GET /metrics | OpenMetrics text | if [`Options::metrics_need_token`] |
+//! | GET /healthz, /readyz | 200; readyz 503 while nodes are not served | no |
+//!
+//! Nothing can be changed here. What it costs the cluster is bounded: one snapshot a second however many look, and none while
+//! nobody does.
+
+mod access;
+mod feed;
+mod history;
+mod html;
+mod metrics;
+mod routes;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::authority::AuthorityError;
+use crate::service::Viewer;
+use access::Access;
+use feed::Feed;
+
+/// Connections at a time; more wait in the listen queue.
+const MAX_CONNECTIONS: usize = 128;
+/// A request's head, and the wait for the next one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Everything on one connection: a browser that looks for longer connects again by itself.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
+const MAX_HEAD: usize = 16 << 10;
+/// The wait after accept() failed, as it does while there are no file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What can be set.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether `/metrics` asks for the token, as `Authorization: Bearer TOKEN`.
+    pub metrics_need_token: bool,
+    /// A file with the token, read at each use so that it may be renewed in place; none: one made in the state directory.
+    pub token_file: Option<std::path::PathBuf>,
+}
+
+/// What is needed to serve the port.
+pub struct Page {
+    context: Arc<Context>,
+}
+
+struct Context {
+    viewer: Viewer,
+    access: Access,
+    feed: Feed,
+    metrics_need_token: bool,
+}
+
+impl Page {
+    /// Makes the token in the scheduler's state directory `dir` where there is none. Blocking.
+    pub fn open(dir: &Path, viewer: Viewer, options: Options) -> Result<Self, AuthorityError> {
+        let access = match options.token_file {
+            Some(file) => Access::given(file)?,
+            None => Access::own(dir)?,
+        };
+        let feed = Feed::new(viewer.clone());
+        let metrics_need_token = options.metrics_need_token;
+        Ok(Self { context: Arc::new(Context { viewer, access, feed, metrics_need_token }) })
+    }
+
+    /// Answers until the future is dropped; running answers then end with the runtime.
+    pub async fn serve(self, listener: TcpListener) {
+        let (context, feeding) = (Arc::clone(&self.context), Arc::clone(&self.context));
+        tokio::select! {
+            () = accept(listener, context) => {}
+            () = feeding.feed.run() => {}
+        }
+    }
+}
+
+/// The token with which people look at the page of the scheduler whose state is in `dir`: made where there is none, or with
+/// `anew` in place of the one there is, whose cookies are worthless from then on. Blocking.
+pub fn token(dir: &Path, anew: bool) -> Result<String, AuthorityError> {
+    if anew {
+        Access::renew(dir)?;
+    }
+    Access::own(dir)?.token()
+}
+
+async fn accept(listener: TcpListener, context: Arc<Context>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                let context = Arc::clone(&context);
+                tokio::spawn(async move {
+                    connection(stream, remote, context).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the page's port: accept failed");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, remote: SocketAddr, context: Arc<Context>) {
+    let service = service_fn(move |request| {
+        let context = Arc::clone(&context);
+        async move { Ok::<_, Infallible>(routes::answer(request, remote, &context).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_LIFETIME, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%remote, %error, "a connection to the page ended"),
+        Err(_) => tracing::debug!(%remote, "a connection to the page was cut after its time"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
