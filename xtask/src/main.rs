@@ -2,8 +2,9 @@
 //!
 //! - [`setup`] finds or installs what building and testing needs
 //! - [`ebpf`] builds the peer and says whether interception is in it
-//! - [`statics`] builds binaries that need nothing of the machine they run on
+//! - [`statics`] builds binaries that need no libc, for images and virtual machines
 //! - [`image`] makes a container image of them
+//! - [`vm`] runs the node on other kernels
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
@@ -21,6 +22,7 @@ mod statics;
 mod steps;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -39,10 +41,12 @@ enum Command {
     Setup(setup::Args),
     /// Build the peer with its BPF programs and say whether interception is in it.
     Ebpf,
-    /// Build the programs statically, interception included: to be carried onto any machine.
+    /// Build the programs statically, interception included, for images and virtual machines.
     Static,
     /// Make a container image of a node and a scheduler, without a registry.
     Image(image::Args),
+    /// Run the node on other kernels, in emulated machines.
+    Vm(vm::Args),
     /// Check the rules of the tree: structure, purity, sizes, links.
     Tidy,
     /// Set up, check formatting, lint, tidy, build and run every test.
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::Ebpf => ebpf::run(),
         Command::Static => statics::run(),
         Command::Image(args) => image::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Tidy => tidy::run(),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -1,11 +1,10 @@
-//! `cargo xtask static`: release binaries that need nothing of the machine they run on, for the image, the virtual machines and for carrying
-//! onto a node.
+//! `cargo xtask static`: release binaries without a dynamic loader and a libc to find, for images and virtual machines.
 //!
-//! Statically linked glibc, not musl: the allocator, and so the figures, are those of the ordinary build, and nothing has to be
-//! cross-compiled. Its catch is name resolution. "files" and "dns" are in the binary (glibc 2.34 and later); any other service that
-//! /etc/nsswitch.conf names is loaded from the machine, and loads only if the machine has the very glibc that was linked. Where it has
-//! not, the service is skipped. So a static binary resolves what hosts and resolv.conf tell, and mDNS or systemd-resolved only by
-//! way of the stub in resolv.conf.
+//! Statically linked glibc, not musl: the allocator, and so the figures, are those of the ordinary build, and rustup has to bring no
+//! other target. Its catch is name resolution. "files" and "dns" are in the binary (glibc 2.34 and later); any other service that
+//! /etc/nsswitch.conf names for hosts is loaded from the machine, and unless that has the very glibc that was linked, the program
+//! aborts in the loader (tried with 2.31 and 2.41). So these binaries are for where /etc/nsswitch.conf is ours or names these two
+//! alone; packages for other people's machines are linked dynamically.
 
 use std::{
     path::{Path, PathBuf},
@@ -98,7 +97,7 @@ fn command(root: &Path, target: &str, folder: &Path) -> Command {
 
 /// Whether a 64-bit little-endian ELF file asks for a dynamic loader (a PT_INTERP program header); `None` where it is no such file.
 /// Positions are those of elf(5).
-fn interpreter(file: &[u8]) -> Option<bool> {
+pub(crate) fn interpreter(file: &[u8]) -> Option<bool> {
     const PT_INTERP: u32 = 3;
     let half = |at: usize| Some(u16::from_le_bytes(file.get(at..)?.get(..2)?.try_into().ok()?));
     let word = |at: usize| Some(u32::from_le_bytes(file.get(at..)?.get(..4)?.try_into().ok()?));

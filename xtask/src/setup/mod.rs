@@ -29,6 +29,8 @@ pub(crate) enum Part {
     Bench,
     /// Making and running the container image.
     Image,
+    /// Running the node on other kernels.
+    Vm,
 }
 
 #[derive(clap::Args)]

@@ -72,6 +72,17 @@ const TOOLS: &[Tool] = &[
     tool("podman", Presence::Program("podman"), &[Part::Image], "makes and runs the image"),
     // Not crun, which podman would take by itself: it refuses hybrid cgroups.
     tool("runc", Presence::Program("runc"), &[Part::Image], "runs containers for podman"),
+    tool(
+        "qemu-system-x86",
+        Presence::Program("qemu-system-x86_64"),
+        &[Part::Vm],
+        "emulates machines for other kernels",
+    ),
+    tool("busybox-static", Presence::Program("busybox"), &[Part::Vm], "the tools in those machines"),
+    tool("cpio", Presence::Program("cpio"), &[Part::Vm], "packs their first file system"),
+    tool("kmod", Presence::Program("modprobe"), &[Part::Vm], "finds the modules that they load"),
+    tool("xz-utils", Presence::Program("xz"), &[Part::Vm], "unpacks these modules"),
+    tool("e2fsprogs", Presence::Program("mke2fs"), &[Part::Vm], "formats their disks"),
     tool("nginx-light", Presence::Program("nginx"), &[Part::Bench], "the server that the benchmarks compare with"),
 ];
 
