@@ -1,4 +1,5 @@
-//! The scheduler in a Kubernetes cluster: keeps a fresh join token in a Secret and the trust root in a ConfigMap.
+//! The scheduler in a Kubernetes cluster: keeps a fresh join token in a Secret, the trust root in a ConfigMap, and the
+//! webhook's CA in its configuration.
 //!
 //! The objects are made by whoever installs the scheduler (the Helm chart), so that its service account needs the right to
 //! patch these and nothing else. No key leaves the data directory: a Secret that is read or lost gives away a token of a day.
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -17,6 +19,7 @@ pub use api::{ACCOUNT_DIR, Api, ApiError};
 
 use crate::authority::{Authority, AuthorityError};
 use crate::service::{Scheduler, unix_now};
+use crate::webhook::{self, WebhookError};
 
 /// How long a token in the Secret is good for.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -41,14 +44,28 @@ pub struct Flags {
     /// Where the pod's service account is.
     #[arg(long, value_name = "DIR", env = "PONDHAWK_SCHEDULER_KUBE_ACCOUNT", default_value = ACCOUNT_DIR)]
     kube_account: PathBuf,
+    #[command(flatten)]
+    webhook: webhook::Flags,
 }
+
+/// Why nothing is kept.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+#[expect(missing_docs, reason = "the messages are the documentation")]
+pub enum KubeError {
+    Api(#[from] ApiError),
+    Webhook(#[from] WebhookError),
+}
+
+/// Both admit a pod to the same webhook: the one by its own label, the other by its namespace's. Names as in the chart.
+const WEBHOOKS: [&str; 2] = ["pods.trust.pondhawk.internal", "namespaces.trust.pondhawk.internal"];
 
 impl Flags {
     /// Begins to keep what was asked for, on the current runtime and until it ends; nothing where nothing was.
     ///
     /// # Errors
-    /// This is no pod, or one without a service account.
-    pub fn start(&self, scheduler: &Scheduler) -> Result<(), ApiError> {
+    /// This is no pod, or one without a service account; the webhook's port is taken.
+    pub async fn start(&self, scheduler: &Scheduler) -> Result<(), KubeError> {
         let mut objects = Vec::new();
         if let Some(name) = &self.kube_token_secret {
             let tokens = Tokens { authority: Arc::clone(scheduler.authority()), last: None };
@@ -57,10 +74,14 @@ impl Flags {
         if let Some(name) = &self.kube_root_config_map {
             objects.push((Kind::Root(scheduler.trust().info().pem.clone()), name.clone()));
         }
-        if objects.is_empty() {
+        if objects.is_empty() && self.webhook.webhook.is_none() {
             return Ok(());
         }
         let api = Api::of_pod(&self.kube_account, |name| std::env::var(name).ok())?;
+        if let Some((webhook, config)) = self.webhook.bind(&scheduler.trust().info().pem, api.namespace()).await? {
+            objects.push((Kind::Webhook(webhook.ca().to_owned()), config));
+            tokio::spawn(webhook.serve());
+        }
         for (kind, name) in objects {
             tokio::spawn(keep(api.clone(), kind, name));
         }
@@ -71,6 +92,8 @@ impl Flags {
 enum Kind {
     Secret(Tokens),
     Root(String),
+    /// With the CA of the port, PEM.
+    Webhook(String),
 }
 
 impl Kind {
@@ -79,6 +102,12 @@ impl Kind {
         let (plural, body) = match self {
             Self::Secret(tokens) => ("secrets", json!({ "stringData": { "token": tokens.current()? } })),
             Self::Root(pem) => ("configmaps", json!({ "data": { "root.pem": pem } })),
+            Self::Webhook(pem) => {
+                let ca = STANDARD.encode(pem);
+                let trusting = WEBHOOKS.map(|name| json!({ "name": name, "clientConfig": { "caBundle": ca } }));
+                let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");
+                return Ok((path, json!({ "webhooks": trusting })));
+            }
         };
         Ok((format!("/api/v1/namespaces/{namespace}/{plural}/{name}"), body))
     }

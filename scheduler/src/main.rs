@@ -32,7 +32,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run until SIGTERM or SIGINT.
-    Up(Up),
+    Up(Box<Up>),
     /// Print the certificate that pods trust on every node: the cluster's trust root, PEM.
     Ca(Ca),
     /// Print a join token, for a node's `pondhawk up --scheduler HOST:PORT --token FILE`.
@@ -140,7 +140,7 @@ enum Format {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Up(up) => run(up),
+        Command::Up(up) => run(*up),
         Command::Token(token) => print_token(&token),
         Command::Ca(ca) => print_ca(&ca),
         Command::PageToken(token) => print_page_token(&token),
@@ -171,7 +171,7 @@ fn run(up: Up) -> anyhow::Result<()> {
     runtime.block_on(async {
         let listener = TcpListener::bind(up.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {}", up.listen))?;
-        up.kube.start(&scheduler)?;
+        up.kube.start(&scheduler).await?;
         if let Some((page, address)) = page {
             let listener = TcpListener::bind(address).await;
             let listener = listener.with_context(|| format!("cannot listen on {address} (--page names another, or off)"))?;

@@ -7,6 +7,8 @@
 //! The state directory holds `trust-root.key` (0600: key and certificate, so that both appear at once) and
 //! `trust-root.pem` (0644: the certificate again, to be handed out).
 
+pub mod variables;
+
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};

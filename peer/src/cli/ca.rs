@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::{Args, Subcommand, ValueEnum};
+use pondhawk_scheduler::trust::variables::{Names, VARIABLES, Variable};
 
-use crate::tls::bundle::{Bundle, bundle_path, write_bundle};
+use crate::tls::bundle::{Bundle, bundle_path, write_bundle, write_trust};
 use crate::tls::{Authority, AuthorityError, CaInfo, Cluster, NameError, Suffixes};
 
 /// Shows the node's CA and makes clients trust it.
@@ -30,6 +31,9 @@ enum CaCommand {
     Bundle(BundleArgs),
     /// Print the certificate that pods trust on every node of the cluster
     Root,
+    /// Write the system's roots and a cluster's root into one file, and that root into another: what the init container of a
+    /// pod runs, with no node's data at hand
+    Trust(Trust),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +64,19 @@ struct BundleArgs {
     /// Write the bundle here [default: ca/bundle.pem in the data directory]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Take the roots from this PEM file instead of the system's
+    #[arg(long, value_name = "FILE")]
+    roots: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Trust {
+    /// The cluster's root, PEM
+    #[arg(long, value_name = "PEM", env = "POD_TRUST_ROOT", allow_hyphen_values = true)]
+    root: String,
+    /// The directory for bundle.pem and root.pem
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
     /// Take the roots from this PEM file instead of the system's
     #[arg(long, value_name = "FILE")]
     roots: Option<PathBuf>,
@@ -123,6 +140,10 @@ pub(super) fn run(ca: &Ca, data_dir: &Path, suffixes: &Suffixes, out: &mut dyn W
         CaCommand::Root => {
             let cluster = Cluster::of(data_dir)?.ok_or(CaError::NoCluster)?;
             Ok(out.write_all(cluster.root.pem.as_bytes())?)
+        }
+        CaCommand::Trust(trust) => {
+            let bundle = write_trust(&trust.root, &trust.out, trust.roots.as_deref())?;
+            Ok(writeln!(out, "{}: {} certificates", bundle.path.display(), bundle.certificates)?)
         }
     }
 }
@@ -219,34 +240,18 @@ fn closed_to_others(path: &Path) -> Option<PathBuf> {
     path.ancestors().skip(1).find(|dir| !searchable(dir)).map(Path::to_path_buf)
 }
 
-/// A variable, its value, and who reads it.
-struct Variable {
-    name: &'static str,
-    value: PathBuf,
-    readers: &'static str,
+/// Each variable with its value.
+fn variables(bundle: &Path, ca: &Path) -> Vec<(Variable, PathBuf)> {
+    let value = |variable: &Variable| match variable.names {
+        Names::Bundle => bundle.to_path_buf(),
+        Names::OursAlone => ca.to_path_buf(),
+    };
+    VARIABLES.iter().map(|variable| (*variable, value(variable))).collect()
 }
 
-/// Who reads what was tried with each client: see the tests and the README's table.
-fn variables(bundle: &Path, ca: &Path) -> Vec<Variable> {
-    let of_bundle = |name, readers| Variable { name, value: bundle.to_path_buf(), readers };
-    vec![
-        of_bundle("REQUESTS_CA_BUNDLE", "huggingface_hub before 1.0 and everything else on Python's requests"),
-        of_bundle("SSL_CERT_FILE", "huggingface_hub from 1.0 (httpx), hf_transfer, hf_xet, OpenSSL, Go, uv"),
-        of_bundle("CURL_CA_BUNDLE", "curl"),
-        of_bundle("GIT_SSL_CAINFO", "git and git-lfs"),
-        of_bundle("AWS_CA_BUNDLE", "the AWS CLI and boto3"),
-        of_bundle("PIP_CERT", "pip"),
-        Variable {
-            name: "NODE_EXTRA_CA_CERTS",
-            value: ca.to_path_buf(),
-            readers: "Node.js, beside its own roots: hence the CA alone",
-        },
-    ]
-}
-
-fn render(variables: &[Variable], format: Format) -> String {
-    let line = |variable: &Variable| {
-        let value = variable.value.to_string_lossy();
+fn render(variables: &[(Variable, PathBuf)], format: Format) -> String {
+    let line = |(variable, value): &(Variable, PathBuf)| {
+        let value = value.to_string_lossy();
         match format {
             Format::Shell => format!("# {}\nexport {}={}\n", variable.readers, variable.name, shell_quoted(&value)),
             Format::Dotenv => format!("# {}\n{}={value}\n", variable.readers, variable.name),
@@ -255,7 +260,7 @@ fn render(variables: &[Variable], format: Format) -> String {
     };
     match format {
         Format::Json => {
-            let object = variables.iter().map(|v| (v.name.to_owned(), v.value.to_string_lossy().into()));
+            let object = variables.iter().map(|(v, value)| (v.name.to_owned(), value.to_string_lossy().into()));
             format!("{:#}\n", serde_json::Value::Object(object.collect()))
         }
         Format::Shell | Format::Dotenv => variables.iter().map(line).collect::<String>() + NO_VARIABLE,
@@ -420,6 +425,22 @@ mod tests {
             let text = String::from_utf8(output.stdout).unwrap();
             assert!(shown.contains(text.trim().split('=').nth(1).unwrap()), "{shown}{text}");
         }
+    }
+
+    #[test]
+    fn a_pod_s_files_need_no_node() {
+        let (data, roots) = data_with_roots();
+        let out = data.path().join("trust");
+        fs::create_dir(&out).unwrap();
+        let root = fs::read_to_string(&roots).unwrap();
+        let (_other, other_roots) = data_with_roots();
+        let args = ["trust", "--root", &root, "--roots", &other_roots, "--out", out.to_str().unwrap()];
+        let said = ca(&data.path().join("nothing here"), &args).unwrap();
+        assert!(said.contains("bundle.pem: 2 certificates"), "{said}");
+        assert_eq!(fs::read_to_string(out.join("root.pem")).unwrap(), root);
+        assert!(fs::read_to_string(out.join("bundle.pem")).unwrap().contains(root.trim()));
+        let error = ca(data.path(), &["trust", "--root", "x", "--roots", &roots, "--out", "/"]).unwrap_err();
+        assert!(error.to_string().contains("no certificate"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
 use super::authority::{Authority, AuthorityError, CaInfo, ca_dir};
 
 /// Where distributions keep their roots in one file; the first that exists counts. Read by path, not through `rustls-native-certs`: that obeys
@@ -54,15 +56,34 @@ pub fn write_bundle<'a>(
     path: &Path,
     roots: Option<&Path>,
 ) -> Result<Bundle, AuthorityError> {
+    write_pems(cas.into_iter().map(|ca| ca.pem.as_str()), path, roots)
+}
+
+/// Writes, for a pod, the roots of `roots` or of the system and the root `pem` into `dir/bundle.pem`, and that root alone
+/// into `dir/root.pem`.
+pub(crate) fn write_trust(pem: &str, dir: &Path, roots: Option<&Path>) -> Result<Bundle, AuthorityError> {
+    let path = dir.join("root.pem");
+    let failed = |source| AuthorityError::Write { path: path.clone(), source };
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, format!("no certificate: {error}"))))?;
+    replace_file(&path, pem.as_bytes()).map_err(failed)?;
+    write_pems([pem], &dir.join("bundle.pem"), roots)
+}
+
+fn write_pems<'a>(
+    pems: impl IntoIterator<Item = &'a str>,
+    path: &Path,
+    roots: Option<&Path>,
+) -> Result<Bundle, AuthorityError> {
     let (source, mut text) = read_roots(roots, path)?;
-    for ca in cas {
-        if text.contains(ca.pem.trim()) {
+    for pem in pems {
+        if text.contains(pem.trim()) {
             continue;
         }
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        text.push_str(&ca.pem);
+        text.push_str(pem);
     }
     let changed = fs::read(path).map_or(true, |old| old != text.as_bytes());
     if changed {

@@ -48,6 +48,9 @@ const PURE: &[&str] = &[
     "peer/src/wire/shares.rs",
     "scheduler/src/cluster/",
     "scheduler/src/hosts.rs",
+    "scheduler/src/trust/variables.rs",
+    "scheduler/src/webhook/patch.rs",
+    "scheduler/src/webhook/review.rs",
     "xtask/src/vm/verdict.rs",
 ];
 
@@ -72,6 +75,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "peer/src/swarm/identity.rs",
             "scheduler/src/authority.rs",
             "scheduler/src/trust.rs",
+            "scheduler/src/webhook/certificate.rs",
             "benches/",
             "peer/benches/",
         ],

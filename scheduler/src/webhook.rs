@@ -1,0 +1,202 @@
+//! The mutating webhook: pods that ask for it by a label trust the cluster's root, whatever image they run.
+//!
+//! [`patch`] says what a pod lacks, [`review`] speaks the API server's language, [`certificate`] is what the port shows. It can
+//! do no more than be asked: whatever goes wrong here, the API server makes the pod without it (`failurePolicy: Ignore`).
+
+mod certificate;
+mod patch;
+mod review;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use serde_json::Value;
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use certificate::{Certificate, CertificateError};
+use patch::Settings;
+
+/// Connections at a time: an API server keeps a few open.
+const CONNECTIONS: usize = 64;
+/// For a TLS handshake, and for a request's head to come.
+const HEAD: Duration = Duration::from_secs(10);
+/// For the rest of a request.
+const BODY: Duration = Duration::from_secs(5);
+/// The longest question: etcd takes objects of 1.5 MiB, and a review may hold an old one too.
+const MAX_REVIEW: usize = 4 << 20;
+/// Rest after an accept that failed: mostly there are no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The webhook, from the command line.
+#[derive(Args, Clone, Debug)]
+// One of this name is around it already.
+#[group(skip)]
+#[command(next_help_heading = "Pods that trust the cluster's root")]
+pub struct Flags {
+    /// Answer the API server here (HTTPS, POST /pods): pods that it asks about get the cluster's root, written by an init
+    /// container, and the variables by which clients find it.
+    #[arg(long, value_name = "ADDR", env = "PONDHAWK_SCHEDULER_WEBHOOK", requires_all = ["webhook_config", "webhook_host", "webhook_image"])]
+    pub webhook: Option<SocketAddr>,
+    /// The MutatingWebhookConfiguration whose webhooks are told the CA of this port; the service account must be allowed to
+    /// patch it.
+    #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_WEBHOOK_CONFIG")]
+    pub webhook_config: Option<String>,
+    /// The name by which the API server reaches this port: SERVICE.NAMESPACE.svc.
+    #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_WEBHOOK_HOST")]
+    pub webhook_host: Option<String>,
+    /// The image of the init container: one with /usr/bin/pondhawk.
+    #[arg(long, value_name = "IMAGE", env = "PONDHAWK_SCHEDULER_WEBHOOK_IMAGE")]
+    pub webhook_image: Option<String>,
+}
+
+/// Why there is no webhook.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the documentation")]
+pub enum WebhookError {
+    #[error("--webhook cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error("cannot set TLS up for the webhook: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A webhook that listens.
+pub struct Webhook {
+    listener: TcpListener,
+    certificate: Arc<Certificate>,
+    acceptor: TlsAcceptor,
+    settings: Arc<Settings>,
+}
+
+impl Webhook {
+    /// Opens the port under a new certificate for `host`.
+    pub async fn bind(address: SocketAddr, host: &str, settings: Settings) -> Result<Self, WebhookError> {
+        let listen = |source| WebhookError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let certificate = Arc::new(Certificate::new(host, OffsetDateTime::now_utc())?);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let mut config = config.with_no_client_auth().with_cert_resolver(Arc::clone(&certificate) as _);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        tracing::info!(%address, host, "webhook up");
+        Ok(Self { listener, certificate, acceptor: Arc::new(config).into(), settings: Arc::new(settings) })
+    }
+
+    /// What the API server has to trust, PEM.
+    pub fn ca(&self) -> &str {
+        self.certificate.ca()
+    }
+
+    /// Answers for ever.
+    pub async fn serve(self) {
+        tokio::spawn(renew(Arc::clone(&self.certificate)));
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((tcp, peer)) => {
+                    let (acceptor, settings) = (self.acceptor.clone(), Arc::clone(&self.settings));
+                    tokio::spawn(async move {
+                        if let Err(error) = connection(tcp, acceptor, settings).await {
+                            tracing::debug!(%peer, %error, "a connection to the webhook ended");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the webhook cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn renew(certificate: Arc<Certificate>) {
+    loop {
+        sleep(certificate::LIFE / 2).await;
+        if let Err(error) = certificate.renew(OffsetDateTime::now_utc()) {
+            tracing::error!(%error, "the webhook's certificate is not renewed");
+        }
+    }
+}
+
+async fn connection(
+    tcp: TcpStream,
+    acceptor: TlsAcceptor,
+    settings: Arc<Settings>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let tls = timeout(HEAD, acceptor.accept(tcp)).await??;
+    let service = service_fn(move |request| {
+        let settings = Arc::clone(&settings);
+        async move { Ok::<_, Infallible>(reply(request, &settings).await) }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    Ok(http.serve_connection(TokioIo::new(tls), service).await?)
+}
+
+async fn reply(request: Request<Incoming>, settings: &Settings) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n".to_owned()),
+        (&Method::POST, "/pods") => pods(request, settings).await,
+        (_, "/pods") => text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "no such page\n".to_owned()),
+    }
+}
+
+async fn pods(request: Request<Incoming>, settings: &Settings) -> Response<Full<Bytes>> {
+    let read = timeout(BODY, Limited::new(request.into_body(), MAX_REVIEW).collect()).await;
+    let Ok(Ok(body)) = read else {
+        return text(StatusCode::BAD_REQUEST, format!("no review of at most {MAX_REVIEW} bytes within {BODY:?}\n"));
+    };
+    let review = match serde_json::from_slice::<Value>(&body.to_bytes()) {
+        Ok(review) => review,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    match review::answer(&review, settings) {
+        Ok(answer) => typed(StatusCode::OK, "application/json", answer.to_string()),
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+impl Flags {
+    /// The port, for pods of other namespaces than `own_namespace`; nothing where none is wanted.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn bind(&self, root: &str, own_namespace: &str) -> Result<Option<(Webhook, String)>, WebhookError> {
+        let all = (self.webhook, &self.webhook_config, &self.webhook_host, &self.webhook_image);
+        let (Some(address), Some(config), Some(host), Some(image)) = all else { return Ok(None) };
+        let (image, root, own_namespace) = (image.clone(), root.to_owned(), own_namespace.to_owned());
+        let webhook = Webhook::bind(address, host, Settings { image, root, own_namespace }).await?;
+        Ok(Some((webhook, config.clone())))
+    }
+}

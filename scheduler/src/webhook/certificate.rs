@@ -1,0 +1,110 @@
+//! The webhook's certificate: a CA that lives in memory and speaks for one name, and leaves that are renewed.
+//!
+//! The API server learns the CA from the webhook's configuration, which the scheduler patches at each start: nothing has to be
+//! kept, and no key touches a disk. It is none of the cluster's other CAs, as these may not speak for a Service's name.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
+};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use time::{Duration, OffsetDateTime};
+
+/// Life of the CA: longer than any process.
+const CA_LIFE: Duration = Duration::days(3650);
+/// Life of a leaf; the next one comes at half of it.
+pub(super) const LIFE: std::time::Duration = std::time::Duration::from_secs(60 * 86_400);
+/// For an API server whose clock is behind.
+const BACKDATE: Duration = Duration::hours(1);
+
+/// What the port shows to whoever connects.
+pub(super) struct Certificate {
+    name: String,
+    ca: String,
+    issuer: Issuer<'static, KeyPair>,
+    leaf: RwLock<Arc<CertifiedKey>>,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error("cannot make the webhook's certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    #[error("cannot use the webhook's certificate: {0}")]
+    Use(#[from] rustls::Error),
+}
+
+impl Certificate {
+    /// A new CA for `name`, and its first leaf.
+    pub(super) fn new(name: &str, now: OffsetDateTime) -> Result<Self, CertificateError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.not_before = now - BACKDATE;
+        params.not_after = now + CA_LIFE;
+        params.distinguished_name = named("Pondhawk webhook CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(name.to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+        let ca = params.self_signed(&key)?;
+        let issuer = Issuer::from_ca_cert_der(ca.der(), key)?;
+        let leaf = RwLock::new(sign(&issuer, name, now)?);
+        Ok(Self { name: name.to_owned(), ca: ca.pem(), issuer, leaf })
+    }
+
+    /// What the API server has to trust, PEM.
+    pub(super) fn ca(&self) -> &str {
+        &self.ca
+    }
+
+    /// Puts a new leaf in the place of the last one.
+    pub(super) fn renew(&self, now: OffsetDateTime) -> Result<(), CertificateError> {
+        let leaf = sign(&self.issuer, &self.name, now)?;
+        *self.leaf.write().unwrap_or_else(PoisonError::into_inner) = leaf;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Certificate({})", self.name)
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.leaf.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn sign(
+    issuer: &Issuer<'static, KeyPair>,
+    name: &str,
+    now: OffsetDateTime,
+) -> Result<Arc<CertifiedKey>, CertificateError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(vec![name.to_owned()])?;
+    params.not_before = now - BACKDATE;
+    params.not_after = now + LIFE;
+    // A common name holds 64 characters, a Service's name may be longer.
+    params.distinguished_name = named("Pondhawk webhook");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let leaf = params.signed_by(&key, issuer)?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = provider.key_provider.load_private_key(PrivateKeyDer::Pkcs8(key.serialize_der().into()))?;
+    Ok(Arc::new(CertifiedKey::new(vec![leaf.into()], key)))
+}
+
+fn named(common: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common);
+    name
+}
