@@ -6,6 +6,7 @@
 //! - [`image`] makes a container image of them
 //! - [`vm`] runs the node on other kernels
 //! - [`tidy`] checks the rules of the tree that no compiler knows
+//! - [`chart`] checks the Helm chart, and renders it for kustomize
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
 //! - [`bench`] measures what the project promises
@@ -13,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod chart;
 mod demo;
 mod ebpf;
 mod image;
@@ -49,6 +51,8 @@ enum Command {
     Vm(vm::Args),
     /// Check the rules of the tree: structure, purity, sizes, links.
     Tidy,
+    /// Check the Helm chart without a cluster; --render writes deploy/kustomize from it.
+    Chart(chart::Args),
     /// Set up, check formatting, lint, tidy, build and run every test.
     Test(test::Args),
     /// Show unmodified clients on three nodes that share one download.
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Tidy => tidy::run(),
+        Command::Chart(args) => chart::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),

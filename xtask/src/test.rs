@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::chart;
 use crate::setup::{self, Part};
 use crate::shell;
 use crate::steps::Steps;
@@ -37,6 +38,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     // The binaries first: integration tests start `pondhawk` and `pondhawk-hub`.
     let built = steps.run("build", || shell::run(shell::cargo(&root).args(["build", "--workspace"])));
+    if args.filter.is_none() && !args.quick {
+        steps.run("chart", || chart::check(&root));
+    }
     if built {
         steps.run("test", || shell::run(&mut cargo_test(&root, args)));
     }

@@ -1,4 +1,4 @@
-//! The Hub's own Python clients, each in a virtual environment of its own under `target/clients/`.
+//! What comes from PyPI, the Hub's own clients first, each in a virtual environment of its own under `target/clients/`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,6 +25,12 @@ pub(crate) const CLIENTS: &[Client] = &[
     Client { name: "hf-2", pins: &["huggingface_hub==2.4.0"], parts: &[Part::Test, Part::Demo, Part::Bench] },
     Client { name: "hf-transfer", pins: &["huggingface_hub==0.36.2", "hf_transfer==0.1.9"], parts: &[Part::Test] },
     Client { name: "hf-xet", pins: &["huggingface_hub==2.4.0", "hf_xet==1.8.0"], parts: &[Part::Test] },
+    // No client: what checks the Helm chart.
+    Client {
+        name: "chart",
+        pins: &["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"],
+        parts: &[Part::Chart, Part::Test],
+    },
 ];
 
 impl Client {

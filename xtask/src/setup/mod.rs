@@ -31,6 +31,8 @@ pub(crate) enum Part {
     Image,
     /// Running the node on other kernels.
     Vm,
+    /// What checks the Helm chart; the tests do so too.
+    Chart,
 }
 
 #[derive(clap::Args)]

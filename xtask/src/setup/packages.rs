@@ -43,11 +43,16 @@ const TOOLS: &[Tool] = &[
     tool("libstd-rust-web-dev-bpf", Presence::BpfToolchain, &[Part::Build], BPF_HINT),
     tool("rust-web-llvm", Presence::BpfToolchain, &[Part::Build], BPF_HINT),
     tool("iproute2", Presence::Program("ip"), &[Part::Demo, Part::Test, Part::Bench], "network namespaces of the lab"),
-    tool("python3", Presence::Program("python3"), &[Part::Demo, Part::Test, Part::Bench], "the clients; 3.10 or newer"),
+    tool(
+        "python3",
+        Presence::Program("python3"),
+        &[Part::Demo, Part::Test, Part::Bench, Part::Chart],
+        "the clients; 3.10 or newer",
+    ),
     tool(
         "python3-venv",
         Presence::PythonModules("venv, ensurepip"),
-        &[Part::Demo, Part::Test, Part::Bench],
+        &[Part::Demo, Part::Test, Part::Bench, Part::Chart],
         "the clients' virtual environments",
     ),
     tool("git", Presence::Program("git"), &[Part::Test], "the tree's own checks and the git-lfs client"),
