@@ -213,8 +213,8 @@ pub async fn work(shard: Rc<Shard>) {
                         // The next file need not wait for the other nodes.
                         tokio_uring::spawn(see_spread(Rc::clone(&shard), id, source, spreading));
                     }
-                    Ok(Brought { source, spreading: None }) => over(&shard, id, Ok(named(&source))).await,
-                    Err(why) => over(&shard, id, Err(why)).await,
+                    Ok(Brought { source, spreading: None }) => over(&shard, id, Ok(named(&source))),
+                    Err(why) => over(&shard, id, Err(why)),
                 },
                 () = node.draining() => return,
             },
@@ -226,15 +226,8 @@ pub async fn work(shard: Rc<Shard>) {
     }
 }
 
-/// Pins it, if that was asked for, before it is said to be done.
-async fn over(shard: &Shard, id: u64, mut outcome: Result<(TaskId, u64), String>) {
+fn over(shard: &Shard, id: u64, outcome: Result<(TaskId, u64), String>) {
     let node = &shard.node;
-    if let Ok((task, _)) = &outcome
-        && node.preheats.is_to_be_pinned(id)
-        && let Err(error) = node.store.pin(task, true).await
-    {
-        outcome = Err(format!("not pinned: {error}"));
-    }
     match &outcome {
         Ok((task, bytes)) => tracing::info!(%task, bytes, "preheated"),
         Err(why) => tracing::warn!(why, "not preheated"),
@@ -271,6 +264,10 @@ async fn bring(shard: &Rc<Shard>, id: u64, wanted: &Wanted) -> Result<Brought, S
     };
     shard.node.preheats.running(id, &source.held);
     all_of(&source).await?;
+    if shard.node.preheats.is_to_be_pinned(id) {
+        let pinned = shard.node.store.pin(&source.held.meta.id, true).await;
+        pinned.map_err(|error| format!("not pinned: {error}"))?;
+    }
     Ok(Brought { source, spreading })
 }
 
@@ -281,7 +278,7 @@ async fn see_spread(shard: Rc<Shard>, id: u64, source: Source, spreading: Follow
         outcome = follow(&shard, id, &source.held, spreading) => outcome,
         () = node.draining() => return,
     };
-    over(&shard, id, outcome.map(|()| named(&source))).await;
+    over(&shard, id, outcome.map(|()| named(&source)));
 }
 
 type Followed = watch::Receiver<Option<Spreading>>;

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     store::{Held, StoreError},
+    task::Proof,
     uring::Pool,
     wire::{FetchError, PeerId},
 };
@@ -162,6 +163,8 @@ pub fn start(
     let reach = match &first {
         Some(Offer { request, .. }) if request.window.is_some() => Reach::Window,
         Some(Offer { probe, .. }) if !probe.ranges => Reach::Whole,
+        // A client that comes later has a URL for exactly these bytes.
+        None if matches!(held.meta.proof, Some(Proof::Xorb(_))) => Reach::Window,
         Some(_) | None => Reach::Ranges,
     };
     first.into_iter().for_each(|first| handle.offer(first));

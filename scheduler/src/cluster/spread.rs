@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use super::{Cluster, Directive, TaskName};
 
-/// Between two looks at how far a spread is.
+/// Between two looks at how far a spread is; for each so many peers of it so much more, as a look costs as much.
 const LOOK: Duration = Duration::from_millis(500);
+const LOOKED_AT: u32 = 512;
 /// A peer that was told and does not want the task by then never will.
 const TO_BEGIN: Duration = Duration::from_secs(15);
 /// What is not over by then is forgotten.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// Spreads at once; one more takes the place of the oldest.
+/// Spreads at once, and their peers together, 4 bytes each; more take the place of the oldest.
 const MAX_SPREADS: usize = 4_096;
+const MAX_PEERS: usize = 4 << 20;
 
 /// Which peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,13 +59,19 @@ impl Cluster {
         for &peer in &peers {
             self.preheat(at, peer, pin);
         }
-        if self.spreads.len() >= MAX_SPREADS
-            && let Some((&oldest, _)) = self.spreads.iter().min_by_key(|(_, spread)| spread.began)
-        {
-            self.spreads.remove(&oldest);
-        }
+        self.spreads.remove(name);
+        self.bound_spreads(peers.len());
         self.spreads.insert(*name, Spread { asker, peers, began: now, look: now, told: None });
         self.look_at_spreads(now);
+    }
+
+    /// Makes room for one of so many peers.
+    fn bound_spreads(&mut self, more: usize) {
+        let mut peers: usize = self.spreads.values().map(|spread| spread.peers.len()).sum();
+        while self.spreads.len() >= MAX_SPREADS || peers + more > MAX_PEERS {
+            let Some((&oldest, _)) = self.spreads.iter().min_by_key(|(_, spread)| spread.began) else { return };
+            peers -= self.spreads.remove(&oldest).map_or(0, |spread| spread.peers.len());
+        }
     }
 
     /// Those with a session whom the scope is for, without the asker; of more than it wants, seeds and those that have the task
@@ -108,7 +116,8 @@ impl Cluster {
             if over || spreading.complete + spreading.failed == spreading.peers {
                 self.spreads.remove(&name);
             } else if let Some(spread) = self.spreads.get_mut(&name) {
-                (spread.look, spread.told) = (now + LOOK, Some(spreading));
+                let rest = LOOK.saturating_mul(1 + spreading.peers / LOOKED_AT);
+                (spread.look, spread.told) = (now + rest, Some(spreading));
             }
         }
     }
