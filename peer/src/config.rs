@@ -339,7 +339,9 @@ section! {
 section! {
     /// Who tells the nodes about each other.
     Scheduler {
-        /// The scheduler of the cluster to join. Unit: host:port. null: this node is its own, and others may join it. Default null.
+        /// The scheduler of the cluster to join. Unit: host:port, or several of them with commas between: they share the tasks, and
+        /// take over those of one that is gone; name them alike on every node. null: this node is its own, and others may
+        /// join it. Default null.
         join: Option<String> = None,
         /// The file with the token to join with, as `pondhawk-scheduler token` prints it. Read at each try, so it may be
         /// renewed in place; not needed again once the node has its certificate. Default null.

@@ -171,18 +171,18 @@ fn a_node_without_a_good_token_serves_its_clients_alone_and_says_why() {
         return;
     }
     let stage = Stage::open(&Scene { nodes: 4, size: 8 * MIB, ..Scene::default() });
-    let address = stage.cluster.scheduler().address();
+    let schedulers = vec![stage.cluster.scheduler().address()];
     let expired = stage.cluster.scheduler().token("1s").unwrap();
     let good = stage.cluster.scheduler().token("24h").unwrap();
     let wrong = good.with_file_name("token-wrong");
     std::fs::write(&wrong, forged(&std::fs::read_to_string(&good).unwrap())).unwrap();
-    stage.node(0).start(&Joining::To { address, token: Some(good) }).unwrap();
+    stage.node(0).start(&Joining::To { schedulers: schedulers.clone(), token: Some(good) }).unwrap();
     stage.node(0).wait_joined().unwrap();
     assert!(wait_until(Duration::from_secs(2), || None::<()>).is_none(), "the token expires meanwhile");
     let refused = [(1, None, "token"), (2, Some(wrong), "token"), (3, Some(expired), "expired")];
     for (number, token, why) in refused {
         let node = stage.node(number);
-        node.start(&Joining::To { address, token }).unwrap();
+        node.start(&Joining::To { schedulers: schedulers.clone(), token }).unwrap();
         let reason = node.wait_for_status("reason", CLIENT, |status| {
             let said = status["swarm"]["error"].to_string().to_lowercase();
             said.contains(why).then_some(said)

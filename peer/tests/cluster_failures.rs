@@ -9,7 +9,10 @@ mod liar;
 #[path = "cluster/stage.rs"]
 mod stage;
 
-use pondhawk_bench::lab::{cluster::Way, root_or_skip};
+use pondhawk_bench::lab::{
+    cluster::{SchedulerProcess, Way},
+    root_or_skip,
+};
 use stage::{CLIENT, MIB, Scene, Stage};
 
 /// Slow enough for something to happen in the middle.
@@ -61,6 +64,67 @@ fn a_scheduler_that_dies_for_good_in_the_middle_of_a_crowd_costs_no_client_anyth
         stage.cluster.scheduler().kill().unwrap();
     });
     all.iter().for_each(|fetched| stage.assert_right(fetched, "a client of the crowd"));
+}
+
+/// Tasks are spread over the schedulers; those of the one that dies go to the others, with what is held and who wants what.
+#[test]
+fn one_of_three_schedulers_that_dies_in_the_middle_of_a_crowd_is_replaced_by_the_others() {
+    if !root_or_skip("one_of_three_schedulers_that_dies_in_the_middle_of_a_crowd_is_replaced_by_the_others") {
+        return;
+    }
+    let hub = ["--limit-total", "32MiB"];
+    let mut stage = Stage::open(&Scene { nodes: 3, size: 48 * MIB, files: 4, hub: &hub, ..Scene::default() });
+    stage.cluster.add_replica().unwrap();
+    stage.cluster.add_replica().unwrap();
+    let joining = stage.joining();
+    let all_up = |status: serde_json::Value| {
+        (status["swarm"]["session"] == "up" && status["swarm"]["error"].is_null()).then_some(())
+    };
+    for node in stage.cluster.nodes() {
+        node.start(&joining).unwrap();
+        node.wait_for_status("session with each scheduler", CLIENT, all_up).unwrap();
+    }
+    let clients: Vec<_> = (0..3)
+        .flat_map(|node| stage.files.iter().map(move |file| (node, file)))
+        .map(|(node, file)| {
+            let url = stage.cluster.url(&file.label).unwrap();
+            (node, file, stage.node(node).start_fetch(&url, Way::Proxy, CLIENT).unwrap())
+        })
+        .collect();
+    stage.wait_for_origin_bytes(12 * MIB);
+    let led = |scheduler: &SchedulerProcess| {
+        let page = scheduler.host().netns().curl(&["--max-time", "4", "http://127.0.0.1:65101/metrics"]).unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix("pondhawk_scheduler_tasks "));
+        line.unwrap().parse::<u32>().unwrap()
+    };
+    let shares: Vec<u32> =
+        std::iter::once(stage.cluster.scheduler()).chain(stage.cluster.replicas()).map(led).collect();
+    assert!(shares.iter().sum::<u32>() == 4 && shares.iter().all(|share| *share < 4), "{shares:?}");
+    let busiest = (0..3).max_by_key(|at| shares[*at]).unwrap();
+    let dies = match busiest {
+        0 => stage.cluster.scheduler(),
+        at => &stage.cluster.replicas()[at - 1],
+    };
+    dies.kill().unwrap();
+    for (node, file, client) in clients {
+        stage.assert_has(file, &client.finish().unwrap(), &format!("a client of node {node}"));
+    }
+    for node in 0..3 {
+        assert!(stage.node(node).log().contains("the others take its tasks over"), "{}", stage.node(node).log());
+    }
+    // What is under way while a task moves may be fetched twice: some pieces, however large the file.
+    let twice = |file: &stage::File| {
+        let ratio = stage.cluster.origin_ratio(&file.label, file.size).unwrap();
+        (ratio - 1.0) * file.size as f64 / MIB as f64
+    };
+    let twice: Vec<f64> = stage.files.iter().map(twice).collect();
+    eprintln!("files by scheduler {shares:?}, MiB of each read twice {twice:.1?}");
+    assert!(twice.iter().all(|twice| *twice < 20.0), "{twice:?}: {:#?}", stage.cluster.accounts());
+    // Back, it has its tasks again, and the nodes a session with each.
+    dies.restart().unwrap();
+    for node in stage.cluster.nodes() {
+        node.wait_for_status("session with each scheduler", CLIENT, all_up).unwrap();
+    }
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub struct Cluster {
     // Dropped in this order: processes before what they run in.
     nodes: Vec<Node>,
     scheduler: Option<SchedulerProcess>,
+    /// Others of the same CA.
+    replicas: Vec<SchedulerProcess>,
     hub: HubProcess,
     network: Network,
     pods: u8,
@@ -89,7 +91,7 @@ impl Cluster {
             }
             None => None,
         };
-        let mut cluster = Self { nodes: Vec::new(), scheduler, hub, network, pods: 0, folder };
+        let mut cluster = Self { nodes: Vec::new(), scheduler, replicas: Vec::new(), hub, network, pods: 0, folder };
         for number in 0..plan.nodes {
             let node = cluster.add_node(number, plan)?;
             cluster.nodes.push(node);
@@ -119,8 +121,26 @@ impl Cluster {
     pub fn joining(&self) -> Result<Joining, LabError> {
         match &self.scheduler {
             None => Ok(Joining::Alone),
-            Some(scheduler) => Ok(Joining::To { address: scheduler.address(), token: Some(scheduler.token("24h")?) }),
+            Some(scheduler) => {
+                let all = std::iter::once(scheduler).chain(&self.replicas);
+                let schedulers = all.map(SchedulerProcess::address).collect();
+                Ok(Joining::To { schedulers, token: Some(scheduler.token("24h")?) })
+            }
         }
+    }
+
+    /// Adds one more scheduler with the CA of the first, for nodes that are not up yet.
+    pub fn add_replica(&mut self) -> Result<(), LabError> {
+        let number = u8::try_from(self.replicas.len()).expect("a handful");
+        let host = self.network.add("sched", SCHEDULER + 1 + number, Link::default())?;
+        let folder = self.folder.path().join(format!("replica-{number}"));
+        self.replicas.push(SchedulerProcess::replica(host, &folder, self.scheduler())?);
+        Ok(())
+    }
+
+    /// The schedulers beside the first.
+    pub fn replicas(&self) -> &[SchedulerProcess] {
+        &self.replicas
     }
 
     /// The nodes.

@@ -149,11 +149,21 @@ impl Config {
         if swarm.uploads == 0 {
             return wrong("swarm.uploads", "must be at least 1; swarm.listen: off shares nothing");
         }
-        let place = |join: &String| {
-            join.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        let place = |place: &str| {
+            place.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };
-        if !scheduler.join.as_ref().is_none_or(place) {
-            return wrong("scheduler.join", "must be host:port, as in scheduler.example:65100");
+        if let Some(join) = &scheduler.join {
+            let places: Vec<&str> = join.split(',').map(str::trim).collect();
+            if !places.iter().all(|text| place(text)) {
+                return wrong(
+                    "scheduler.join",
+                    "must be host:port, as in scheduler.example:65100, or several with commas between",
+                );
+            }
+            let once = |(at, text): (usize, &&str)| !places[..at].contains(text);
+            if places.len() > 16 || !places.iter().enumerate().all(once) {
+                return wrong("scheduler.join", "must name at most 16 schedulers, each once");
+            }
         }
         if scheduler.listen.0.is_some_and(|address| address.port() == 0) {
             return wrong("scheduler.listen", "must name a port, since others are told it");

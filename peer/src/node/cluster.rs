@@ -51,11 +51,12 @@ pub struct Cluster {
     /// How fast all downloads together fetch from other nodes.
     pub pace: Arc<Mutex<Bucket>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    status: Arc<SwarmStatus>,
+    /// Of the session with each scheduler.
+    status: Vec<Arc<SwarmStatus>>,
     links: Mutex<Vec<Vec<LinkStatus>>>,
     own: Mutex<Option<OwnScheduler>>,
-    /// Of the scheduler to join.
-    join: String,
+    /// To join.
+    schedulers: Vec<String>,
     token: Option<Token>,
     /// Of the interception, for the cluster's root to sign.
     authority: Arc<Authority>,
@@ -75,7 +76,6 @@ impl Cluster {
         if config.swarm.listen.0.is_none() || settings.join.is_none() && settings.listen.0.is_none() {
             return Ok(None);
         }
-        let exchange = Arc::new(Exchange::default());
         let own = match (&settings.join, settings.listen.0) {
             (None, Some(address)) => Some(own_scheduler(config, address, authority.suffixes())?),
             _ => None,
@@ -88,16 +88,18 @@ impl Cluster {
             }
             (None, None) => return Ok(None),
         };
+        let schedulers: Vec<String> = join.split(',').map(|place| place.trim().to_owned()).collect();
+        let exchange = Arc::new(Exchange::new(&schedulers));
         Ok(Some(Self {
             uploads: Uploads::new(Arc::clone(&exchange), u32::from(config.swarm.uploads), config.swarm.upload_rate.0),
             pace: Arc::new(Mutex::new(Bucket::new(config.swarm.download_rate.0))),
             exchange,
             name: node_name(config.swarm.name.as_deref())?,
             identity: watch::Sender::new(None),
-            status: Arc::new(SwarmStatus::new(&join)),
+            status: schedulers.iter().map(|scheduler| Arc::new(SwarmStatus::new(scheduler))).collect(),
             links: Mutex::new(vec![Vec::new(); config.shard_count()]),
             own: Mutex::new(own),
-            join,
+            schedulers,
             token,
             authority: Arc::clone(authority),
         }))
@@ -126,7 +128,7 @@ impl Cluster {
         tokio::spawn(take_wishes(Arc::clone(&self.exchange), Arc::clone(node)));
         self.exchange.count(node.started, Arc::clone(&node.metrics));
         let options = self.session_options(&node.config);
-        let (exchange, store, status) = (Arc::clone(&self.exchange), Arc::clone(&node.store), Arc::clone(&self.status));
+        let (exchange, store, status) = (Arc::clone(&self.exchange), Arc::clone(&node.store), self.status.clone());
         let (identity, stop) = (self.identity.clone(), Arc::clone(node));
         tokio::spawn(async move { session::run(options, exchange, store, identity, status, stop.draining()).await });
     }
@@ -136,7 +138,7 @@ impl Cluster {
         let listen = swarm.listen.0.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
         let ip = swarm.address.unwrap_or_else(|| listen.ip());
         SessionOptions {
-            scheduler: self.join.clone(),
+            schedulers: self.schedulers.clone(),
             name: self.name.clone(),
             quic_address: SocketAddr::new(ip, listen.port()),
             quic_endpoints: u16::try_from(config.shard_count()).unwrap_or(u16::MAX),
@@ -149,7 +151,7 @@ impl Cluster {
     }
 
     pub(super) fn report(&self) -> SwarmReport {
-        let session = self.status.snapshot();
+        let error = self.status.iter().find_map(|status| status.snapshot().error().map(str::to_owned));
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let link = |link: &LinkStatus| LinkReport {
             peer: link.peer.to_string(),
@@ -159,9 +161,9 @@ impl Cluster {
         };
         SwarmReport {
             name: self.name.to_string(),
-            scheduler: self.join.clone(),
+            scheduler: self.schedulers.join(", "),
             session: self.exchange.standing().to_string(),
-            error: session.error().map(str::to_owned),
+            error,
             uploads: self.exchange.uploads.load(std::sync::atomic::Ordering::Relaxed),
             sent_bytes: self.exchange.sent(),
             links: links.iter().flatten().map(link).collect(),
@@ -170,11 +172,12 @@ impl Cluster {
 
     /// The same in numbers.
     pub(super) fn gauges(&self) -> SwarmGauges {
-        let session = self.status.snapshot();
+        let sessions: Vec<_> = self.status.iter().map(|status| status.snapshot()).collect();
+        let certificate = sessions.iter().find_map(|session| session.certificate_until_unix);
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         SwarmGauges {
-            session: session.connected,
-            certificate_until_unix: session.certificate_until_unix.unwrap_or(0),
+            session: sessions.iter().any(|session| session.connected),
+            certificate_until_unix: certificate.unwrap_or(0),
             links: links.iter().map(Vec::len).sum::<usize>() as u64,
             uploads: self.exchange.uploads.load(std::sync::atomic::Ordering::Relaxed).into(),
             sent_bytes: self.exchange.sent(),

@@ -175,7 +175,7 @@ pub fn start(
         let mut driver = Driver::new(Arc::clone(&held), origin, pool, shared, reach, options);
         if let Some(sharing) = sharing {
             // Before anything is fetched: a scheduler may lead.
-            let standing = sharing.exchange.standing();
+            let standing = sharing.exchange.standing_of(&held.meta.id);
             driver.share = Some(Share::new(sharing, held, driver.tools.reporter.clone()));
             driver.hear(vec![Told::Standing(standing)]);
         }

@@ -20,6 +20,7 @@ use tokio::{
     time::Instant,
 };
 
+use super::seats::Seats;
 use crate::{
     metrics::{Metrics, Totals},
     task::TaskId,
@@ -36,6 +37,8 @@ const MAX_TOLD: usize = 16_384;
 const MANY_PIECES: usize = 4;
 /// And so is the first one after this time without a report: somebody may wait for a small file.
 const QUIET: Duration = Duration::from_millis(100);
+/// Between two looks at schedulers that may be gone.
+const LOOK_AT_SEATS: Duration = Duration::from_millis(500);
 /// Wishes that wait to be taken; more are not heard.
 const MAX_WISHES: usize = 4096;
 /// Hosts that are paused at once.
@@ -108,6 +111,8 @@ pub enum Said {
     Spread(Spread),
     /// What is left of a lease goes back.
     Return {
+        /// Of which task.
+        task: TaskId,
         /// The lease.
         lease: u64,
         /// Why.
@@ -247,17 +252,14 @@ pub struct Changes {
     pub requests: u32,
 }
 
-/// The one meeting place of a node.
+/// The one meeting place of a node. Where the cluster has several schedulers, each has a seat here, and hears and tells of
+/// the tasks that have their home with it.
 #[derive(Debug)]
 pub struct Exchange {
     state: Mutex<State>,
-    /// Something was said.
-    said: Notify,
-    /// Much has changed.
-    changed: Notify,
+    bells: Box<[Bells]>,
     /// Something is wished for.
     wished: Notify,
-    standing: watch::Sender<Standing>,
     /// Bytes sent to other peers since the start; kept by wire/.
     pub sent_to_peers: AtomicU64,
     /// Pieces that are being sent now; kept by wire/.
@@ -266,18 +268,37 @@ pub struct Exchange {
     counted: OnceLock<(std::time::Instant, Arc<Metrics>)>,
 }
 
+/// What wakes the session of a seat.
+#[derive(Debug, Default)]
+struct Bells {
+    /// Something was said.
+    said: Notify,
+    /// Much has changed.
+    changed: Notify,
+    /// Tasks have moved here or away: all is to be told anew.
+    moved: Notify,
+}
+
 #[derive(Debug)]
 struct State {
+    seats: Seats,
+    desks: Box<[Desk]>,
     members: HashMap<TaskId, Arc<Inbox>>,
     wants: HashMap<TaskId, Want>,
+    paused: HashMap<String, Instant>,
+    wishes: VecDeque<Wish>,
+    spreads: HashMap<TaskId, watch::Sender<Option<Spreading>>>,
+}
+
+/// What waits for one scheduler.
+#[derive(Debug)]
+struct Desk {
+    standing: Standing,
     said: VecDeque<Said>,
     changed: HashMap<TaskId, Changes>,
     pieces: usize,
     /// When changes were last taken.
     reported: Instant,
-    paused: HashMap<String, Instant>,
-    wishes: VecDeque<Wish>,
-    spreads: HashMap<TaskId, watch::Sender<Option<Spreading>>>,
 }
 
 #[derive(Debug, Default)]
@@ -295,13 +316,19 @@ pub struct Membership {
 }
 
 impl Default for Exchange {
+    /// With one scheduler.
     fn default() -> Self {
+        Self::new(&[String::new()])
+    }
+}
+
+impl Exchange {
+    /// With these schedulers, named alike on every node.
+    pub fn new(schedulers: &[String]) -> Self {
         Self {
-            state: Mutex::new(State::new()),
-            said: Notify::new(),
-            changed: Notify::new(),
+            state: Mutex::new(State::new(schedulers)),
+            bells: schedulers.iter().map(|_| Bells::default()).collect(),
             wished: Notify::new(),
-            standing: watch::Sender::new(Standing::Never),
             sent_to_peers: AtomicU64::new(0),
             uploads: AtomicU32::new(0),
             counted: OnceLock::new(),
@@ -314,33 +341,49 @@ impl Exchange {
     /// Joins with a task. The standing is told first.
     pub fn join(self: &Arc<Self>, task: TaskId) -> Membership {
         let inbox = Arc::new(Inbox::default());
-        inbox.push(Told::Standing(*self.standing.borrow()));
-        self.state().members.insert(task, Arc::clone(&inbox));
+        let mut state = self.state();
+        inbox.push(Told::Standing(state.desks[state.seats.home(&task)].standing));
+        state.members.insert(task, Arc::clone(&inbox));
+        drop(state);
         Membership { exchange: Arc::clone(self), task, inbox }
     }
 
-    /// How the session stands.
+    /// How the sessions stand: the best of them.
     pub fn standing(&self) -> Standing {
-        *self.standing.borrow()
+        let state = self.state();
+        let rank = |standing: &Standing| match standing {
+            Standing::Up { .. } => 2,
+            Standing::Lost { .. } => 1,
+            Standing::Never => 0,
+        };
+        state.desks.iter().map(|desk| desk.standing).max_by_key(rank).unwrap_or(Standing::Never)
+    }
+
+    /// How the session with the scheduler of a task stands.
+    pub fn standing_of(&self, task: &TaskId) -> Standing {
+        let state = self.state();
+        state.desks[state.seats.home(task)].standing
     }
 
     /// Says something at once.
     pub fn say(&self, said: Said) {
         let mut state = self.state();
         match &said {
-            Said::Want(want) => {
-                // Only the newest of a task counts.
-                state.said.retain(|other| !matches!(other, Said::Want(other) if other.task == want.task));
-                state.wants.insert(want.task, want.clone());
-            }
+            Said::Want(want) => drop(state.wants.insert(want.task, want.clone())),
             Said::Unwant(task) => drop(state.wants.remove(task)),
             Said::Return { .. } | Said::Blame { .. } | Said::Spread(_) => {}
         }
-        if state.said.len() < MAX_SAID {
-            state.said.push_back(said);
+        let home = state.seats.home(said.task());
+        let desk = &mut state.desks[home];
+        if let Said::Want(want) = &said {
+            // Only the newest of a task counts.
+            desk.said.retain(|other| !matches!(other, Said::Want(other) if other.task == want.task));
+        }
+        if desk.said.len() < MAX_SAID {
+            desk.said.push_back(said);
         }
         drop(state);
-        self.said.notify_one();
+        self.bells[home].said.notify_one();
     }
 
     /// Has others hold a task; follows how far they are, as soon as the scheduler says.
@@ -377,15 +420,17 @@ impl Exchange {
 
     fn add(&self, task: TaskId, len: u64, piece: u32, digest: Option<[u8; 32]>, requests: Option<u32>) {
         let mut state = self.state();
-        if let Some(changes) = state.changes_of(task) {
+        let home = state.seats.home(&task);
+        let desk = &mut state.desks[home];
+        if let Some(changes) = desk.changes_of(task) {
             changes.len = len;
             changes.added.push(piece);
             changes.digests.extend(digest.map(|digest| (piece, digest)));
             changes.requests = requests.unwrap_or(changes.requests);
         }
-        state.pieces += 1;
-        if state.pieces >= MANY_PIECES || state.reported.elapsed() >= QUIET {
-            self.changed.notify_one();
+        desk.pieces += 1;
+        if desk.pieces >= MANY_PIECES || desk.reported.elapsed() >= QUIET {
+            self.bells[home].changed.notify_one();
         }
     }
 
@@ -414,7 +459,9 @@ impl Exchange {
     }
 
     fn change(&self, task: TaskId, apply: impl FnOnce(&mut Changes)) {
-        if let Some(changes) = self.state().changes_of(task) {
+        let mut state = self.state();
+        let home = state.seats.home(&task);
+        if let Some(changes) = state.desks[home].changes_of(task) {
             apply(changes);
         }
     }
@@ -439,13 +486,13 @@ impl Exchange {
     }
 }
 
-/// For the session.
+/// For the sessions, each in its seat.
 impl Exchange {
     /// Waits until something was said, and takes it all.
-    pub async fn said(&self) -> Vec<Said> {
+    pub async fn said(&self, seat: usize) -> Vec<Said> {
         loop {
-            let notified = self.said.notified();
-            let said: Vec<Said> = self.state().said.drain(..).collect();
+            let notified = self.bells[seat].said.notified();
+            let said: Vec<Said> = self.state().desks[seat].said.drain(..).collect();
             if !said.is_empty() {
                 return said;
             }
@@ -454,31 +501,69 @@ impl Exchange {
     }
 
     /// Waits until there is enough to report before its time.
-    pub async fn much_changed(&self) {
-        self.changed.notified().await;
+    pub async fn much_changed(&self, seat: usize) {
+        self.bells[seat].changed.notified().await;
+    }
+
+    /// Waits until all is to be told anew, because tasks have another home now.
+    pub async fn moved(&self, seat: usize) {
+        self.bells[seat].moved.notified().await;
     }
 
     /// Takes the changes since the last call.
-    pub fn changes(&self) -> HashMap<TaskId, Changes> {
+    pub fn changes(&self, seat: usize) -> HashMap<TaskId, Changes> {
         let mut state = self.state();
-        let changed = std::mem::take(&mut state.changed);
+        let desk = &mut state.desks[seat];
+        let changed = std::mem::take(&mut desk.changed);
         if !changed.is_empty() {
-            (state.pieces, state.reported) = (0, Instant::now());
+            (desk.pieces, desk.reported) = (0, Instant::now());
         }
         changed
     }
 
-    /// What is wanted now: to be said after a reconnection. What was said before and not taken is dropped.
-    pub fn restart(&self) -> Vec<Want> {
-        let mut state = self.state();
-        state.said.retain(|said| matches!(said, Said::Blame { .. }));
-        state.wants.values().cloned().collect()
+    /// Whether a task has its home with this scheduler.
+    pub fn is_home(&self, seat: usize, task: &TaskId) -> bool {
+        self.state().seats.home(task) == seat
     }
 
-    /// Tells the download of a task; false where none is under way.
-    pub fn tell(&self, task: &TaskId, told: Told) -> bool {
-        let inbox = self.state().members.get(task).cloned();
+    /// What is wanted now of this scheduler: to be said after a reconnection. What was said before and not taken is dropped.
+    pub fn restart(&self, seat: usize) -> Vec<Want> {
+        let mut state = self.state();
+        state.desks[seat].said.retain(|said| matches!(said, Said::Blame { .. }));
+        state.wants.values().filter(|want| state.seats.home(&want.task) == seat).cloned().collect()
+    }
+
+    /// Tells the download of a task; false where none is under way, or it is led by another scheduler.
+    pub fn tell(&self, seat: usize, task: &TaskId, told: Told) -> bool {
+        let state = self.state();
+        let inbox = state.members.get(task).filter(|_| state.seats.home(task) == seat).cloned();
+        drop(state);
         inbox.is_some_and(|inbox| inbox.push(told))
+    }
+
+    /// A session begins: tasks may have their home with it from now on.
+    pub fn came(&self, seat: usize) {
+        let mut state = self.state();
+        let moved = state.seats.came(seat);
+        drop(state);
+        if moved {
+            self.ring_moved(Some(seat));
+        }
+    }
+
+    /// The standing of a session changed: every download that it leads hears of it.
+    pub fn stand(&self, seat: usize, standing: Standing) {
+        let mut state = self.state();
+        state.desks[seat].standing = standing;
+        if !matches!(standing, Standing::Up { .. }) {
+            state.seats.left(seat, Instant::now());
+        }
+        let led = state.members.iter().filter(|(task, _)| state.seats.home(task) == seat);
+        let led: Vec<Arc<Inbox>> = led.map(|(_, inbox)| Arc::clone(inbox)).collect();
+        drop(state);
+        for inbox in led {
+            inbox.push(Told::Standing(standing));
+        }
     }
 
     /// The scheduler wishes that this node holds a task.
@@ -498,13 +583,32 @@ impl Exchange {
         }
     }
 
-    /// The session's standing changed: every download hears of it.
-    pub fn stand(&self, standing: Standing) {
-        self.standing.send_replace(standing);
-        let members: Vec<Arc<Inbox>> = self.state().members.values().cloned().collect();
-        for inbox in members {
-            inbox.push(Told::Standing(standing));
+    /// The session's end, where one stood.
+    pub fn lost(&self, seat: usize) {
+        let stood = matches!(self.state().desks[seat].standing, Standing::Up { .. });
+        if stood {
+            self.stand(seat, Standing::Lost { since: Instant::now() });
         }
+    }
+
+    /// Sees to it, for as long as it is polled, that the tasks of a scheduler that is gone get another home.
+    pub async fn keep_homes(&self) {
+        loop {
+            tokio::time::sleep(LOOK_AT_SEATS).await;
+            let moved = self.state().seats.give_up(Instant::now());
+            if moved {
+                tracing::warn!("a scheduler is gone: the others take its tasks over");
+                self.ring_moved(None);
+            }
+        }
+    }
+
+    fn ring_moved(&self, but: Option<usize>) {
+        self.bells
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| Some(*at) != but)
+            .for_each(|(_, bells)| bells.moved.notify_one());
     }
 
     /// The cluster leaves this origin alone for a while.
@@ -518,21 +622,39 @@ impl Exchange {
     }
 }
 
+impl Said {
+    fn task(&self) -> &TaskId {
+        match self {
+            Self::Want(want) => &want.task,
+            Self::Spread(spread) => &spread.wish.task,
+            Self::Unwant(task) | Self::Return { task, .. } | Self::Blame { task, .. } => task,
+        }
+    }
+}
+
 impl State {
-    fn new() -> Self {
-        Self {
-            members: HashMap::new(),
-            wants: HashMap::new(),
+    fn new(schedulers: &[String]) -> Self {
+        let now = Instant::now();
+        let desk = |_| Desk {
+            standing: Standing::Never,
             said: VecDeque::new(),
             changed: HashMap::new(),
             pieces: 0,
-            reported: Instant::now(),
+            reported: now,
+        };
+        Self {
+            seats: Seats::new(schedulers, now),
+            desks: schedulers.iter().map(desk).collect(),
+            members: HashMap::new(),
+            wants: HashMap::new(),
             paused: HashMap::new(),
             wishes: VecDeque::new(),
             spreads: HashMap::new(),
         }
     }
+}
 
+impl Desk {
     fn changes_of(&mut self, task: TaskId) -> Option<&mut Changes> {
         let room = self.changed.len() < MAX_CHANGED || self.changed.contains_key(&task);
         room.then(|| self.changed.entry(task).or_default())

@@ -65,8 +65,8 @@ pub struct IdentityOptions {
     pub data_dir: PathBuf,
     /// This node's name.
     pub name: PeerId,
-    /// `host:port`.
-    pub scheduler: String,
+    /// `host:port` of each scheduler of the cluster; any of them will do.
+    pub schedulers: Vec<String>,
     /// None: only what the files hold.
     pub token: Option<Token>,
     /// The node's interception CA, for the cluster's root to sign; None: it is not.
@@ -106,19 +106,25 @@ pub enum IdentityError {
 
 /// Keeps `identity` filled, forever: with what the files hold, what a token or renewal gives. Failures are shown in `status`
 /// and tried again.
-pub async fn keep(options: IdentityOptions, identity: watch::Sender<Option<Arc<Identity>>>, status: Arc<SwarmStatus>) {
+pub async fn keep(
+    options: IdentityOptions,
+    identity: watch::Sender<Option<Arc<Identity>>>,
+    status: Vec<Arc<SwarmStatus>>,
+) {
     let chain = Chain::new(options.authority.clone(), options.data_dir.clone());
     let mut keeper = Keeper { files: Files::new(&options.data_dir), options, stored: None, chain, identity, status };
     let mut rest = BACKOFF.0;
     loop {
         match keeper.step().await {
             Ok(()) => {
-                keeper.status.identity(None);
+                keeper.status.iter().for_each(|status| _ = status.identity(None));
                 rest = BACKOFF.0;
                 sleep(CHECK).await;
             }
             Err(error) => {
-                if keeper.status.identity(Some(error.to_string())) {
+                // Each of them hears of it.
+                let news = keeper.status.iter().filter(|status| status.identity(Some(error.to_string()))).count();
+                if news > 0 {
                     tracing::warn!(%error, "no certificate of the cluster");
                 }
                 sleep(jitter(rest)).await;
@@ -142,7 +148,7 @@ struct Keeper {
     stored: Option<Stored>,
     chain: Chain,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    status: Arc<SwarmStatus>,
+    status: Vec<Arc<SwarmStatus>>,
 }
 
 /// A certificate and its key.
@@ -227,6 +233,7 @@ impl Keeper {
         self.adopt(chain, key, root)
     }
 
+    /// Asks the first scheduler that answers at all.
     async fn call(
         &mut self,
         key: &KeyPair,
@@ -234,9 +241,28 @@ impl Keeper {
         identity: Option<&Identity>,
         token: &str,
     ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let mut first = None;
+        for address in self.options.schedulers.clone() {
+            match self.call_one(&address, key, &trust, identity, token).await {
+                Err(error @ IdentityError::Channel(ChannelError::Unreachable { .. } | ChannelError::Silent { .. })) => {
+                    first.get_or_insert(error);
+                }
+                answered => return answered,
+            }
+        }
+        Err(first.unwrap_or(IdentityError::NoToken))
+    }
+
+    async fn call_one(
+        &mut self,
+        address: &String,
+        key: &KeyPair,
+        trust: &Trust,
+        identity: Option<&Identity>,
+        token: &str,
+    ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let csr = CertificateParams::default().serialize_request(key)?;
-        let address = &self.options.scheduler;
-        let link = channel::connect(address, &trust, identity).await?;
+        let link = channel::connect(address, trust, identity).await?;
         let mut request = JoinRequest {
             protocol_min: pondhawk_proto::PROTOCOL_MIN,
             protocol_max: pondhawk_proto::PROTOCOL_MAX,
@@ -260,7 +286,7 @@ impl Keeper {
 
     /// Checks a new chain, stores it, and makes it known.
     fn adopt(&mut self, chain: Vec<CertificateDer<'static>>, key: KeyPair, ca: [u8; 32]) -> Result<(), IdentityError> {
-        let bad = |why| IdentityError::Answer { address: self.options.scheduler.clone(), why };
+        let bad = |why| IdentityError::Answer { address: self.options.schedulers.join(","), why };
         let stored = Stored::new(chain, key).map_err(bad)?;
         if fingerprint(stored.root()) != ca {
             return Err(bad("its CA is not the one of this cluster"));
@@ -277,7 +303,7 @@ impl Keeper {
 
     /// Tells those who use it, if it is another than before.
     fn publish(&self, stored: Option<&Stored>) {
-        self.status.certified(stored.map(|stored| stored.not_after));
+        self.status.iter().for_each(|status| status.certified(stored.map(|stored| stored.not_after)));
         self.identity.send_if_modified(|known| {
             let same = match (known.as_deref(), stored) {
                 (Some(known), Some(stored)) => known.chain == stored.chain,

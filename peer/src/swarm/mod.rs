@@ -14,6 +14,7 @@ mod pool;
 mod request;
 pub mod retry;
 mod run;
+mod seats;
 pub mod session;
 mod share;
 

@@ -13,7 +13,8 @@ use pondhawk_proto::v1 as proto;
 use proto::{peer_message::Body, scheduler_client::SchedulerClient};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    task::JoinSet,
+    time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -21,7 +22,7 @@ pub use channel::ChannelError;
 pub use status::{Snapshot, SwarmStatus};
 
 use super::{
-    exchange::{Exchange, Standing},
+    exchange::Exchange,
     identity::{self, IdentityOptions, Token, jitter},
 };
 use crate::{
@@ -42,8 +43,8 @@ const QUEUE: usize = 64;
 /// What a session needs to know of its node.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// `host:port`.
-    pub scheduler: String,
+    /// `host:port` of each scheduler, in the order of the exchange's seats.
+    pub schedulers: Vec<String>,
     /// This node's name.
     pub name: PeerId,
     /// Its first QUIC endpoint; an unspecified address stands for the one the session comes from.
@@ -76,32 +77,38 @@ pub enum SessionError {
     Nonsense { address: String, what: &'static str },
 }
 
-/// Keeps a certificate and a session, forever: whatever fails is shown in `status` and tried again. `identity` is filled for
-/// whoever else needs it. At the end of `stop` the session is closed.
+/// Keeps a certificate and a session with each scheduler, forever: whatever fails is shown in `status`, one for each, and
+/// tried again. `identity` is filled for whoever else needs it. At the end of `stop` the sessions are closed.
 pub async fn run(
     options: SessionOptions,
     exchange: Arc<Exchange>,
     store: Arc<Store>,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    status: Arc<SwarmStatus>,
+    status: Vec<Arc<SwarmStatus>>,
     stop: impl Future<Output = ()>,
 ) {
     hear_of(&store, &exchange);
-    let certified = identity.subscribe();
     let who = IdentityOptions {
         data_dir: options.data_dir.clone(),
         name: options.name.clone(),
-        scheduler: options.scheduler.clone(),
+        schedulers: options.schedulers.clone(),
         token: options.token.clone(),
         authority: options.authority.clone(),
     };
-    let site = Site { options, exchange: Arc::clone(&exchange), store, status: Arc::clone(&status) };
+    let mut sessions = JoinSet::new();
+    for (seat, status) in status.iter().enumerate() {
+        let (options, exchange) = (options.clone(), Arc::clone(&exchange));
+        let site = Site { options, exchange, seat, store: Arc::clone(&store), status: Arc::clone(status) };
+        let certified = identity.subscribe();
+        sessions.spawn(async move { site.sessions(certified).await });
+    }
     tokio::select! {
         () = identity::keep(who, identity, status) => {}
-        () = site.sessions(certified) => {}
+        () = exchange.keep_homes() => {}
         () = stop => {}
     }
-    lost(&exchange);
+    sessions.shutdown().await;
+    (0..options.schedulers.len()).for_each(|seat| exchange.lost(seat));
 }
 
 /// What the store does by itself is told as well.
@@ -114,15 +121,20 @@ fn hear_of(store: &Store, exchange: &Arc<Exchange>) {
     }
 }
 
-/// What all sessions of a node share.
+/// What all sessions with one scheduler share.
 struct Site {
     options: SessionOptions,
     exchange: Arc<Exchange>,
+    seat: usize,
     store: Arc<Store>,
     status: Arc<SwarmStatus>,
 }
 
 impl Site {
+    fn address(&self) -> &String {
+        &self.options.schedulers[self.seat]
+    }
+
     /// One session after the other, until nobody gives identities any more.
     async fn sessions(&self, mut identities: watch::Receiver<Option<Arc<Identity>>>) {
         let mut rest = BACKOFF.0;
@@ -137,11 +149,11 @@ impl Site {
                 // A new certificate: on with that one.
                 _ = identities.changed() => None,
             };
-            lost(&self.exchange);
+            self.exchange.lost(self.seat);
             let stood = self.status.snapshot().sessions > before;
             let why = ended.map_or_else(|| "the certificate was replaced".to_owned(), |error| error.to_string());
             if self.status.down(why.clone()) {
-                tracing::warn!(why, "no session with the scheduler");
+                tracing::warn!(scheduler = self.address(), why, "no session with the scheduler");
             }
             rest = if stood { BACKOFF.0 } else { rest };
             sleep(jitter(rest)).await;
@@ -164,7 +176,7 @@ impl Site {
         &self,
         identity: &Identity,
     ) -> Result<(Link, Live, tonic::Streaming<proto::SchedulerMessage>), SessionError> {
-        let address = &self.options.scheduler;
+        let address = self.address();
         let link = channel::connect(address, &Trust::Root(identity.root.clone()), Some(identity)).await?;
         let (out, queue) = mpsc::channel(QUEUE);
         // Just made, so there is room.
@@ -175,7 +187,8 @@ impl Site {
         let opening = timeout(OPEN, client.session(ReceiverStream::new(queue))).await;
         let opened = opening.map_err(|_| ChannelError::Silent { address: address.clone() })?;
         let incoming = opened.map_err(|refusal| self.explain(End::Status(refusal), &link))?.into_inner();
-        let live = Live::new(Arc::clone(&self.exchange), Arc::clone(&self.store), Arc::clone(&self.status), out);
+        let live =
+            Live::new((Arc::clone(&self.exchange), self.seat), Arc::clone(&self.store), Arc::clone(&self.status), out);
         Ok((link, live, incoming))
     }
 
@@ -198,7 +211,7 @@ impl Site {
         if let Some(fault) = link.fault() {
             return fault.into();
         }
-        let address = self.options.scheduler.clone();
+        let address = self.address().clone();
         match end {
             End::Status(status) if is_transport(&status) => SessionError::Lost { address, why: root_cause(&status) },
             End::Status(status) => SessionError::Refused { address, why: status.message().to_owned() },
@@ -221,10 +234,4 @@ fn root_cause(status: &tonic::Status) -> String {
         error = source;
     }
     error.to_string()
-}
-
-fn lost(exchange: &Exchange) {
-    if matches!(exchange.standing(), Standing::Up { .. }) {
-        exchange.stand(Standing::Lost { since: Instant::now() });
-    }
 }

@@ -297,7 +297,7 @@ impl Share {
             GiveBack::Failed => Return::Failed,
             GiveBack::Unneeded => Return::Unneeded,
         };
-        self.sharing.exchange.say(Said::Return { lease, why });
+        self.sharing.exchange.say(Said::Return { task: self.held.meta.id, lease, why });
     }
 
     pub(super) fn tell(&self, wanted: Wanted, connections: usize) {

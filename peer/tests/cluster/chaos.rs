@@ -148,8 +148,8 @@ impl Arena<'_> {
                 node.kill().unwrap();
                 rest(lasts);
                 // It has its certificate: no token is needed any more.
-                let address = cluster.scheduler().address();
-                node.start(&Joining::To { address, token: None }).unwrap();
+                let schedulers = vec![cluster.scheduler().address()];
+                node.start(&Joining::To { schedulers, token: None }).unwrap();
             }
             1 => {
                 node.freeze().unwrap();

@@ -11,6 +11,9 @@ use super::{Cluster, Progress, TaskName};
 /// Peers whose scheduler has restarted are back after this; until then what they hold is not known, and pieces of tasks
 /// that somebody came back with are not leased.
 const RETURN: Duration = Duration::from_millis(2_500);
+/// Of a task that is first heard of in an inventory others hold pieces too, and are about to say so: they all come when
+/// another scheduler is gone.
+const ALL_SAY_IT: Duration = Duration::from_secs(1);
 /// A peer has this long after its inventory to say again what it wants.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -95,8 +98,10 @@ impl Cluster {
         complete: bool,
         have: Vec<Range<u32>>,
     ) {
+        let new = !self.by_name.contains_key(name);
         let Some(at) = self.enter(peer, name, len) else { return };
         let settled = self.began.unwrap_or(now) + RETURN;
+        let settled = if new { settled.max(now + ALL_SAY_IT) } else { settled };
         let Some(task) = self.task(at) else { return };
         let pieces = task.pieces;
         if now < settled {

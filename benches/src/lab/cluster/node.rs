@@ -39,10 +39,10 @@ pub struct NodePlan {
 pub enum Joining {
     /// Not at all: its configuration names no scheduler.
     Alone,
-    /// At this scheduler.
+    /// At these schedulers.
     To {
-        /// Where it is.
-        address: SocketAddr,
+        /// Where they are.
+        schedulers: Vec<SocketAddr>,
         /// A file with a token; none: the node is given none.
         token: Option<PathBuf>,
     },
@@ -253,7 +253,8 @@ impl Node {
     }
 
     fn sharing_sections(&self, joining: &Joining) -> String {
-        let Joining::To { address, token } = joining else { return String::new() };
+        let Joining::To { schedulers, token } = joining else { return String::new() };
+        let address = schedulers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let token = token.as_ref().map(|path| format!("  token: {}\n", path.display())).unwrap_or_default();
         format!(
             "swarm:\n  name: {}\n  link_mtu: {}\n{}scheduler:\n  join: \"{address}\"\n{token}",

@@ -32,6 +32,19 @@ impl SchedulerProcess {
         Ok(scheduler)
     }
 
+    /// One more, with the state of another: its CA, its tokens' secret and the trust root.
+    pub(super) fn replica(host: Host, folder: &Path, of: &Self) -> Result<Self, LabError> {
+        let data = folder.join("scheduler/data");
+        fs::create_dir_all(&data).map_err(|source| LabError::file(&data, source))?;
+        for entry in fs::read_dir(of.data_dir()).map_err(|source| LabError::file(&of.data_dir(), source))?.flatten() {
+            // With its mode, which the scheduler insists on; the lock is each one's own.
+            fs::copy(entry.path(), data.join(entry.file_name()))
+                .map_err(|source| LabError::file(&entry.path(), source))?;
+        }
+        let arguments: Vec<&str> = of.arguments.iter().map(String::as_str).collect();
+        Self::start(host, folder, &arguments)
+    }
+
     /// Starts it where none runs; gives back when it listens.
     pub fn restart(&self) -> Result<(), LabError> {
         let mut command = self.host.netns().command(&self.binary);

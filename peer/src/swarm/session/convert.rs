@@ -41,7 +41,7 @@ pub(super) fn said(said: Said) -> proto::PeerMessage {
             pin: wish.pin,
         }),
         Said::Unwant(task) => Body::Unwant(proto::Unwant { task: name(&task) }),
-        Said::Return { lease, why } => Body::LeaseReturn(lease_return(lease, why)),
+        Said::Return { lease, why, .. } => Body::LeaseReturn(lease_return(lease, why)),
         Said::Blame { peer, task, piece, kind } => Body::Blame(proto::Blame {
             peer: peer.to_string(),
             task: name(&task),

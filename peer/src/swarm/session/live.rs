@@ -60,6 +60,8 @@ pub(super) enum End {
 /// A session's state.
 pub(super) struct Live {
     exchange: Arc<Exchange>,
+    /// The scheduler's in the exchange.
+    seat: usize,
     store: Arc<Store>,
     status: Arc<SwarmStatus>,
     out: mpsc::Sender<proto::PeerMessage>,
@@ -101,7 +103,7 @@ struct Load {
 
 impl Live {
     pub(super) fn new(
-        exchange: Arc<Exchange>,
+        (exchange, seat): (Arc<Exchange>, usize),
         store: Arc<Store>,
         status: Arc<SwarmStatus>,
         out: mpsc::Sender<proto::PeerMessage>,
@@ -109,6 +111,7 @@ impl Live {
         let load = Load { sent: exchange.sent(), rate: 0, uploads: 0, totals: None, measured: Instant::now() };
         Self {
             exchange,
+            seat,
             store,
             status,
             out,
@@ -137,12 +140,14 @@ impl Live {
         S: Stream<Item = Result<proto::SchedulerMessage, Status>> + Unpin,
     {
         let welcome = welcome(incoming).await?;
+        let (exchange, seat) = (Arc::clone(&self.exchange), self.seat);
+        let (store, out) = (Arc::clone(&self.store), self.out.clone());
         let silence = convert::millis(welcome.ping_ms, Duration::from_millis(100)) * SILENT_PINGS;
         let mut reports = interval(convert::millis(welcome.progress_ms, Duration::from_millis(10)));
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let announcing = announce(Arc::clone(&self.exchange), Arc::clone(&self.store), self.out.clone(), welcome.epoch);
-        let mut announcing = std::pin::pin!(announcing);
-        let exchange = Arc::clone(&self.exchange);
+        let announce = || announce((Arc::clone(&exchange), seat), Arc::clone(&store), out.clone(), welcome.epoch);
+        exchange.came(seat);
+        let mut announcing = std::pin::pin!(announce());
         let (mut heard, mut reported) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
@@ -158,9 +163,15 @@ impl Live {
                     self.hear(message.ok_or(End::Closed)?.map_err(End::Status)?).await?;
                     heard = Instant::now();
                 }
-                said = exchange.said(), if self.announced => self.say(said).await?,
+                said = exchange.said(seat), if self.announced => self.say(said).await?,
+                // From now on until it is told again what is held, and by then for the tasks that are here now.
+                () = exchange.moved(seat), if self.announced => {
+                    self.report().await?;
+                    announcing.set(announce());
+                    self.announced = false;
+                }
                 _ = reports.tick(), if self.announced => self.report().await?,
-                () = early(&exchange, reported), if self.announced => {
+                () = early(&exchange, seat, reported), if self.announced => {
                     self.report().await?;
                     reported = Instant::now();
                 }
@@ -176,7 +187,7 @@ impl Live {
             Some(Message::Lease(lease)) => self.lease(&lease).await,
             Some(Message::LeaseEnd(end)) => {
                 if let Some(task) = self.leases.remove(&end.id) {
-                    self.exchange.tell(&task, Told::LeaseEnd(end.id));
+                    self.exchange.tell(self.seat, &task, Told::LeaseEnd(end.id));
                 }
                 Ok(())
             }
@@ -220,11 +231,11 @@ impl Live {
         let task = task(&parents.task)?;
         for peer in &parents.drop {
             let peer = PeerId::new(peer).map_err(|_| End::Nonsense("a peer's name that is none"))?;
-            self.exchange.tell(&task, Told::Unlink(peer));
+            self.exchange.tell(self.seat, &task, Told::Unlink(peer));
         }
         for parent in &parents.add {
             let parent = convert::parent(parent).ok_or(End::Nonsense("a parent without name or address"))?;
-            self.exchange.tell(&task, Told::Link(parent));
+            self.exchange.tell(self.seat, &task, Told::Link(parent));
         }
         Ok(())
     }
@@ -233,7 +244,7 @@ impl Live {
         let task = task(&lease.task)?;
         let end = lease.first.checked_add(lease.count).ok_or(End::Nonsense("a lease past all pieces"))?;
         let told = Told::Lease { id: lease.id, pieces: lease.first..end };
-        if !self.exchange.tell(&task, told) {
+        if !self.exchange.tell(self.seat, &task, told) {
             // The download ended while the lease was on its way.
             let back = convert::lease_return(lease.id, Return::Unneeded);
             return self.send(convert::message(Body::LeaseReturn(back))).await;
@@ -253,7 +264,7 @@ impl Live {
         let task = task(&digests.task)?;
         for run in &digests.runs {
             let (first, digests) = convert::digest_run(run).ok_or(End::Nonsense("digests of other than 32 bytes"))?;
-            self.exchange.tell(&task, Told::Digests(first, digests));
+            self.exchange.tell(self.seat, &task, Told::Digests(first, digests));
         }
         Ok(())
     }
@@ -263,7 +274,7 @@ impl Live {
     fn dispute(&mut self, dispute: &proto::Dispute) -> Result<(), End> {
         let (task, piece) = (task(&dispute.task)?, dispute.piece);
         tracing::warn!(%task, piece, first = dispute.first, second = dispute.second, "two peers disagree on a digest");
-        self.exchange.tell(&task, Told::Disputed(piece));
+        self.exchange.tell(self.seat, &task, Told::Disputed(piece));
         self.look_up(task, move |len, digests| {
             let stored = digests.binary_search_by_key(&piece, |(piece, _)| *piece);
             stored.map_or(Found::Nothing, |at| Found::Disputed { task, len, piece, digest: digests[at].1 })
@@ -312,7 +323,7 @@ impl Live {
     }
 
     async fn report(&mut self) -> Result<(), End> {
-        let changes = self.exchange.changes();
+        let changes = self.exchange.changes(self.seat);
         let news = self.load.measure(&self.exchange);
         if changes.is_empty() && !news {
             return Ok(());
@@ -366,9 +377,9 @@ impl Load {
 }
 
 /// When there is much to report, and not too soon after the last time.
-async fn early(exchange: &Exchange, reported: Instant) {
+async fn early(exchange: &Exchange, seat: usize, reported: Instant) {
     sleep_until(reported + REPORTS_APART).await;
-    exchange.much_changed().await;
+    exchange.much_changed(seat).await;
 }
 
 async fn welcome<S>(incoming: &mut S) -> Result<proto::Welcome, End>
@@ -389,19 +400,20 @@ where
 
 /// Tells what is held, and then what is wanted. Downloads hear of the session in between: leases come after wants.
 async fn announce(
-    exchange: Arc<Exchange>,
+    (exchange, seat): (Arc<Exchange>, usize),
     store: Arc<Store>,
     out: mpsc::Sender<proto::PeerMessage>,
     epoch: u64,
 ) -> Result<(), End> {
     let reading = tokio::task::spawn_blocking(move || store.inventory());
-    let holdings = reading.await.map_err(|_| End::Nonsense("no inventory: reading it failed here"))?;
+    let mut holdings = reading.await.map_err(|_| End::Nonsense("no inventory: reading it failed here"))?;
+    holdings.retain(|holding| exchange.is_home(seat, &holding.task));
     let tasks = holdings.len();
     for message in convert::inventory(holdings) {
         queue(&out, convert::message(Body::Inventory(message))).await?;
     }
-    exchange.stand(Standing::Up { epoch });
-    let wants = exchange.restart();
+    exchange.stand(seat, Standing::Up { epoch });
+    let wants = exchange.restart(seat);
     tracing::debug!(tasks, wants = wants.len(), "inventory told");
     for want in wants {
         queue(&out, convert::message(Body::Want(convert::want(want)))).await?;

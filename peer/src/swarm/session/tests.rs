@@ -111,7 +111,7 @@ impl Node {
 
     fn over(dir: TempDir, name: &str, scheduler: SocketAddr, token: Option<PathBuf>) -> Self {
         let options = SessionOptions {
-            scheduler: scheduler.to_string(),
+            schedulers: vec![scheduler.to_string()],
             name: PeerId::new(name).unwrap(),
             quic_address: "0.0.0.0:65010".parse().unwrap(),
             quic_endpoints: 2,
@@ -123,14 +123,14 @@ impl Node {
         };
         let store = open_store(dir.path());
         let exchange = Arc::new(Exchange::default());
-        let status = Arc::new(SwarmStatus::new(&options.scheduler));
+        let status = Arc::new(SwarmStatus::new(&options.schedulers[0]));
         let (sender, identity) = watch::channel(None);
         let running = super::run(
             options,
             Arc::clone(&exchange),
             Arc::clone(&store),
             sender,
-            Arc::clone(&status),
+            vec![Arc::clone(&status)],
             std::future::pending(),
         );
         let task = tokio::spawn(running);

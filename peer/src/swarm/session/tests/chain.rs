@@ -19,13 +19,13 @@ impl Keeping {
         let options = IdentityOptions {
             data_dir: dir.to_owned(),
             name: PeerId::new("node-a").unwrap(),
-            scheduler: scheduler.to_string(),
+            schedulers: vec![scheduler.to_string()],
             token: token.map(Token::File),
             authority: authority.cloned(),
         };
         let (sender, identity) = watch::channel(None);
-        let status = Arc::new(SwarmStatus::new(&options.scheduler));
-        Self { identity, task: tokio::spawn(identity::keep(options, sender, status)) }
+        let status = Arc::new(SwarmStatus::new(&options.schedulers[0]));
+        Self { identity, task: tokio::spawn(identity::keep(options, sender, vec![status])) }
     }
 
     async fn certified(&mut self) {

@@ -65,7 +65,7 @@ pub(super) fn talk(exchange: &Arc<Exchange>, store: &Arc<Store>) -> Talk {
     let (say, incoming) = mpsc::channel(16);
     let (out, sent) = mpsc::channel(16);
     let status = Arc::new(SwarmStatus::new("scheduler:65100"));
-    let mut live = Live::new(Arc::clone(exchange), Arc::clone(store), status, out);
+    let mut live = Live::new((Arc::clone(exchange), 0), Arc::clone(store), status, out);
     tokio::spawn(async move { live.run(&mut ReceiverStream::new(incoming)).await });
     Talk { say, sent, bytes: Vec::new(), bodies: Vec::new() }
 }
@@ -91,7 +91,7 @@ async fn everything(talk: &mut Talk, exchange: &Arc<Exchange>, task: TaskId, hos
     exchange.alive(task, 5 * MIB, 1);
     exchange.held(task, 5 * MIB, 2, Some(digest(2)));
     talk.until(|sent| matches!(sent, Sent::Progress(progress) if !progress.tasks.is_empty())).await;
-    exchange.say(Said::Return { lease: 1, why: Return::Throttled(Some(HOUR)) });
+    exchange.say(Said::Return { task, lease: 1, why: Return::Throttled(Some(HOUR)) });
     talk.until(|sent| matches!(sent, Sent::LeaseReturn(_))).await;
     exchange.say(Said::Blame { peer: PeerId::new("node-b").unwrap(), task, piece: 1, kind: Wrong::Piece });
     talk.until(|sent| matches!(sent, Sent::Blame(_))).await;
