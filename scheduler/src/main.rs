@@ -174,8 +174,8 @@ fn run(up: Up) -> anyhow::Result<()> {
         up.kube.start(&scheduler).await?;
         if let Some((page, address)) = page {
             let listener = TcpListener::bind(address).await;
-            let listener = listener.with_context(|| format!("cannot listen on {address} (--page names another, or off)"))?;
-            tracing::info!(address = %listener.local_addr()?, "page up: pondhawk-scheduler page-token prints its token");
+            let listener =
+                listener.with_context(|| format!("cannot listen on {address} (--page names another, or off)"))?;
             tokio::spawn(page.serve(listener));
         }
         let mut terminate = signal(SignalKind::terminate())?;

@@ -83,6 +83,9 @@ impl Page {
 
     /// Answers until the future is dropped; running answers then end with the runtime.
     pub async fn serve(self, listener: TcpListener) {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "page up");
+        }
         let (context, feeding) = (Arc::clone(&self.context), Arc::clone(&self.context));
         tokio::select! {
             () = accept(listener, context) => {}

@@ -32,21 +32,42 @@ struct Up {
 
 impl Up {
     fn start() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let dir = tempfile::tempdir().unwrap();
+        let (child, page, scheduler) = Self::run(dir.path(), any, any);
+        Self { child, scheduler, page, dir }
+    }
+
+    /// The process, where its page is, and where nodes come to.
+    fn run(dir: &Path, page: SocketAddr, scheduler: SocketAddr) -> (Child, SocketAddr, SocketAddr) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pondhawk-scheduler"));
-        command
-            .env_clear()
-            .args(["up", "--listen", "127.0.0.1:0", "--page", "127.0.0.1:0", "--data-dir"])
-            .arg(dir.path());
+        command.env_clear().arg("up").arg("--data-dir").arg(dir);
+        command.arg("--listen").arg(scheduler.to_string()).arg("--page").arg(page.to_string());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said: Vec<String> = Vec::new();
+        // In either order.
         let mut address = |words: &str| -> SocketAddr {
-            let line = lines.find(|line| line.contains(words)).unwrap();
+            while !said.iter().any(|line| line.contains(words)) {
+                said.push(lines.next().unwrap_or_else(|| panic!("no {words:?}")));
+            }
+            let line = said.iter().find(|line| line.contains(words)).unwrap();
             line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
         };
         let (page, scheduler) = (address("page up"), address("scheduler up"));
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, scheduler, page, dir }
+        (child, page, scheduler)
+    }
+
+    /// Kills it.
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again at the same addresses.
+    fn again(&mut self) {
+        (self.child, ..) = Self::run(self.dir.path(), self.page, self.scheduler);
     }
 
     fn url(&self) -> String {
@@ -81,8 +102,7 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
@@ -143,7 +163,7 @@ fn people_look_at_the_cluster_with_a_browser() {
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let profile = tempfile::tempdir().unwrap();
-    let (up, browser) = (Up::start(), Browser::start(profile.path()));
+    let (mut up, browser) = (Up::start(), Browser::start(profile.path()));
     browser.look(1440, 900, false, false);
     only_the_token_opens_it(&browser, &up);
     an_empty_cluster_says_what_to_do(&browser);
@@ -161,6 +181,7 @@ fn people_look_at_the_cluster_with_a_browser() {
     sound(&browser);
     let _late = a_pause_holds_the_page_still(&browser, &runtime, &up);
     a_phone_has_everything_too(&browser);
+    a_scheduler_that_starts_anew_is_found_again(&browser, &mut up);
     browser.find("#logout").click();
     browser.until("document.querySelector('#token') !== null");
 }
@@ -313,4 +334,14 @@ fn a_phone_has_everything_too(browser: &Browser) {
     browser.look(390, 844, true, true);
     browser.picture(&picture("phone-dark"), 0);
     sound(browser);
+}
+
+/// The cookie outlives the process.
+fn a_scheduler_that_starts_anew_is_found_again(browser: &Browser, up: &mut Up) {
+    up.end();
+    browser.until("document.querySelector('#state').textContent === 'no answer'");
+    has_rows(browser, "nodes", 7);
+    up.again();
+    browser.until("document.querySelector('#state').textContent === 'live'");
+    has_rows(browser, "nodes", 0);
 }

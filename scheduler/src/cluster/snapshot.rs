@@ -115,7 +115,7 @@ impl Cluster {
             moved: self.transferred(),
             more_nodes: gauges.known - nodes.len(),
             more_tasks: gauges.tasks - tasks.len(),
-            links: busy.links(&slots),
+            links: self.links(&slots),
             nodes,
             tasks,
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pondhawk_proto::v1 as proto;
 use pondhawk_scheduler::authority::{Authority, SCHEDULER_NAME};
@@ -63,19 +64,28 @@ impl Node {
         let (weak, told) = (node.out.downgrade(), Arc::clone(&node.told));
         tokio::spawn(async move {
             let mut leases = BTreeMap::new();
-            while let Ok(Some(message)) = incoming.message().await {
-                let Some(out) = weak.upgrade() else { return };
-                match message.body {
-                    Some(Message::Lease(lease)) => drop(leases.insert(lease.id, lease.task)),
-                    Some(Message::LeaseEnd(end)) => drop(leases.remove(&end.id)),
-                    Some(Message::Ping(ping)) => {
-                        let alive = Body::Progress(alive(&leases, &told));
-                        for body in [Body::Pong(proto::Pong { nonce: ping.nonce }), alive] {
-                            let _ = out.send(proto::PeerMessage { body: Some(body) }).await;
-                        }
+            // Far more often than a lease may be silent.
+            let mut moves = tokio::time::interval(Duration::from_millis(500));
+            loop {
+                let message = tokio::select! {
+                    message = incoming.message() => message,
+                    _ = moves.tick() => Ok(Some(proto::SchedulerMessage { body: None })),
+                };
+                let (Ok(Some(message)), Some(out)) = (message, weak.upgrade()) else { return };
+                let answer = match message.body {
+                    Some(Message::Lease(lease)) => {
+                        leases.insert(lease.id, lease.task);
+                        continue;
                     }
-                    _ => {}
-                }
+                    Some(Message::LeaseEnd(end)) => {
+                        leases.remove(&end.id);
+                        continue;
+                    }
+                    Some(Message::Ping(ping)) => Body::Pong(proto::Pong { nonce: ping.nonce }),
+                    None => Body::Progress(alive(&leases, &told)),
+                    Some(_) => continue,
+                };
+                let _ = out.send(proto::PeerMessage { body: Some(answer) }).await;
             }
         });
         node

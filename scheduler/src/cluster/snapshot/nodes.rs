@@ -10,6 +10,10 @@ use super::super::membership::Member;
 use super::super::{Cluster, Totals};
 use super::{MAX_ENTRIES, MAX_LINKS, MAX_NODES};
 
+/// Places of shown nodes at tasks whose links are looked at, and tasks of one node among which they are sought.
+const MAX_LOOKS: usize = 10_000;
+const MAX_TASKS_A_NODE: usize = 1_000;
+
 /// How a node stands, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,17 +72,9 @@ pub struct Node {
 pub(super) struct Busy {
     wants: HashMap<u32, u32>,
     leases: HashMap<u32, u32>,
-    pairs: BTreeMap<(u32, u32), u32>,
 }
 
 impl Busy {
-    /// Links between the nodes shown; `slots` are their places in the cluster.
-    pub(super) fn links(&self, slots: &[u32]) -> Vec<(usize, usize, u32)> {
-        let shown: HashMap<u32, usize> = slots.iter().enumerate().map(|(at, &slot)| (slot, at)).collect();
-        let pair = |(&(a, b), &tasks): (&(u32, u32), &u32)| Some((*shown.get(&a)?, *shown.get(&b)?, tasks));
-        self.pairs.iter().filter_map(pair).take(MAX_LINKS).collect()
-    }
-
     fn of(&self, peer: u32) -> (u32, u32) {
         let count = |map: &HashMap<u32, u32>| map.get(&peer).copied().unwrap_or(0);
         (count(&self.wants), count(&self.leases))
@@ -92,13 +88,31 @@ impl Cluster {
             *busy.leases.entry(lease.peer).or_default() += 1;
         }
         let wanted = self.tasks.iter().flatten().filter(|task| task.wanters > 0);
-        for entry in wanted.flat_map(|task| &task.entries).take(MAX_ENTRIES) {
-            *busy.wants.entry(entry.peer).or_default() += u32::from(entry.wants);
-            for &other in entry.links.iter().filter(|&&other| other > entry.peer) {
-                *busy.pairs.entry((entry.peer, other)).or_default() += 1;
-            }
+        for entry in wanted.flat_map(|task| &task.entries).take(MAX_ENTRIES).filter(|entry| entry.wants) {
+            *busy.wants.entry(entry.peer).or_default() += 1;
         }
         busy
+    }
+
+    /// Links between the nodes shown, of tasks that somebody wants: two places in `slots`, which are places in the cluster,
+    /// and for how many tasks.
+    pub(super) fn links(&self, slots: &[u32]) -> Vec<(usize, usize, u32)> {
+        let shown: HashMap<u32, usize> = slots.iter().enumerate().map(|(at, &slot)| (slot, at)).collect();
+        let mut pairs: BTreeMap<(usize, usize), u32> = BTreeMap::new();
+        let tasks = |&slot: &u32| {
+            let member = self.members.get(slot).into_iter();
+            member.flat_map(|member| member.tasks.keys().take(MAX_TASKS_A_NODE)).map(move |&task| (task, slot))
+        };
+        let wanted = |&(task, _): &(u32, u32)| self.seen(task).is_some_and(|task| task.wanters > 0);
+        for (task, slot) in slots.iter().flat_map(tasks).filter(wanted).take(MAX_LOOKS) {
+            let links = self.seen_entry(task, slot).map(|entry| &entry.links[..]).unwrap_or_default();
+            let places = links.iter().filter(|&&other| other > slot).filter_map(|other| shown.get(other));
+            for &other in places {
+                let own = shown[&slot];
+                *pairs.entry((own.min(other), own.max(other))).or_default() += 1;
+            }
+        }
+        pairs.into_iter().map(|((a, b), tasks)| (a, b, tasks)).take(MAX_LINKS).collect()
     }
 
     /// Those shown by name, and their places in the cluster.

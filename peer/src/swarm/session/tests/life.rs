@@ -1,7 +1,10 @@
 //! Two nodes and their scheduler, which also stops and comes back.
 
 use super::*;
-use crate::swarm::exchange::Said;
+use crate::{
+    metrics::{Metrics, Outcome, Source, Way},
+    swarm::exchange::Said,
+};
 
 const TASK: TaskId = TaskId([7; 32]);
 const OTHER: TaskId = TaskId([8; 32]);
@@ -58,6 +61,25 @@ async fn what_one_node_fetches_under_its_leases_another_is_linked_to_and_can_ver
     until(|| (running.scheduler.status().sessions == 2).then_some(())).await;
     let snapshot = a.status.snapshot();
     assert!(snapshot.connected && snapshot.error().is_none(), "{snapshot:?}");
+}
+
+#[tokio::test]
+async fn a_scheduler_hears_what_its_nodes_have_moved_and_where_from() {
+    let state = tempfile::tempdir().unwrap();
+    let running = Running::new(&state).await;
+    let node = Node::start("node-a", running.address, Some(running.token(state.path())));
+    let metrics = Metrics::new();
+    node.exchange.count(std::time::Instant::now(), Arc::clone(&metrics));
+    node.up().await;
+    metrics.received(Source::Origin, 1_000);
+    metrics.received(Source::Peers, 3_000);
+    metrics.sent(4_000);
+    metrics.request(Way::Proxy, Outcome::Hit);
+    let moved = || running.scheduler.status().moved;
+    until(|| (moved().to_clients == 4_000).then_some(())).await;
+    assert_eq!((moved().from_origin, moved().from_peers, moved().requests, moved().hits), (1_000, 3_000, 1, 1));
+    metrics.received(Source::Peers, 500);
+    until(|| (moved().from_peers == 3_500).then_some(())).await;
 }
 
 #[tokio::test]
