@@ -41,7 +41,7 @@ enum Command {
     Token(Token),
     /// Print the token with which people look at the page, at http://ADDRESS:65101.
     ///
-    /// Whoever has it sees every node's name, address and labels, and what the cluster moves. It can change nothing.
+    /// Whoever has it sees every node's name, address and labels, and what the cluster moves, and can have nodes hold tasks that others hold.
     PageToken(PageToken),
 }
 

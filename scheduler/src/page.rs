@@ -7,11 +7,12 @@
 //! | GET /v1/cluster | a [`Snapshot`](crate::cluster::snapshot::Snapshot) as JSON | yes |
 //! | GET /v1/events | Server-Sent Events: `history`, then a `snapshot` a second | yes |
 //! | GET /v1/nodes/{name} | a [`NodeDetail`](crate::cluster::snapshot::NodeDetail) as JSON | yes |
+//! | POST /v1/tasks/{id}/spread | has nodes hold a task that others hold: 202, 400, 403, 404, 409 nobody said what its name is made of | yes |
 //! | GET /metrics | OpenMetrics text | if [`Options::metrics_need_token`] |
 //! | GET /healthz, /readyz | 200; readyz 503 while nodes are not served | no |
 //!
-//! Nothing can be changed here. What it costs the cluster is bounded: one snapshot a second however many look, and none while
-//! nobody does.
+//! That one is the only change that can be made here, and never for another site's page. What looking costs the cluster is
+//! bounded: one snapshot a second however many look, and none while nobody does.
 
 mod access;
 mod feed;
@@ -19,6 +20,7 @@ mod history;
 mod html;
 mod metrics;
 mod routes;
+mod spread;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

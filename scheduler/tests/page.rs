@@ -121,6 +121,11 @@ fn sign_in(browser: &Browser, up: &Up) {
     browser.until("document.querySelector('#state').textContent === 'live'");
 }
 
+/// Where the window's top is.
+fn scrolled(browser: &Browser) -> u32 {
+    browser.eval("Math.round(scrollY)").as_u64().and_then(|top| u32::try_from(top).ok()).unwrap_or(0)
+}
+
 /// The page is no wider than the window, and has written no error.
 fn sound(browser: &Browser) {
     let widths = browser.eval("[document.documentElement.scrollWidth, innerWidth]");
@@ -173,6 +178,7 @@ fn people_look_at_the_cluster_with_a_browser() {
     what_nodes_say_is_shown_as_text(&browser);
     nodes_are_searched_filtered_and_sorted(&browser);
     a_node_and_a_task_have_details(&browser);
+    a_task_is_spread_to_seeds(&browser, &runtime, &nodes);
     tasks_are_searched_filtered_sorted_and_unfolded(&browser);
     the_chart_tells_its_values_by_keyboard(&browser);
     browser.picture(&picture("desktop"), 0);
@@ -260,7 +266,33 @@ fn a_node_and_a_task_have_details(browser: &Browser) {
     browser.until("document.querySelector('#detail-title').textContent === 'Task ' + '01'.repeat(32)");
     browser.until("document.querySelector('#detail-body').textContent.includes('cdn-lfs.example')");
     browser.until("document.querySelectorAll('#detail-body tbody tr').length > 0");
-    browser.picture(&picture("task"), 0);
+    browser.picture(&picture("task"), scrolled(browser));
+    browser.find("#detail-close").click();
+}
+
+fn a_task_is_spread_to_seeds(browser: &Browser, runtime: &tokio::runtime::Runtime, nodes: &[Node]) {
+    nodes.iter().for_each(|node| drop(node.preheats()));
+    browser.eval(&format!("document.querySelector('#tasks .open[title=\"{}\"]').click()", "03".repeat(32)));
+    browser.until("document.querySelector('#detail').open && !document.querySelector('#spread').hidden");
+    browser.find("#spread-label").write("zone");
+    browser.find("#spread-go").click();
+    browser.until("!document.querySelector('#spread-label').checkValidity()");
+    browser.find("#spread-label").clear();
+    browser.find("#spread-label").write("zone=a");
+    choose(browser, "#spread-scope", "seeds");
+    browser.find("#spread-count").write("3");
+    browser.find("#spread-pin").click();
+    browser.picture(&picture("spread"), scrolled(browser));
+    browser.find("#spread-go").click();
+    browser.until("document.querySelector('#spread-said').textContent === 'The nodes that fit are told.'");
+    browser.until("document.querySelector('#detail-body').textContent.includes('whole at 0 of 1 node')");
+    let told: Vec<_> = nodes.iter().map(Node::preheats).collect();
+    assert_eq!(told.iter().flatten().collect::<Vec<_>>(), [&(3, true)], "{told:?}");
+    assert_eq!(told[0], [(3, true)], "the seed");
+    runtime.block_on(nodes[0].want(3, 12, false));
+    runtime.block_on(nodes[0].hold(3, 12, 0, 12, 0));
+    browser.until("!document.querySelector('#detail-body').textContent.includes('Spreads')");
+    browser.until("[...document.querySelectorAll('#detail-body dd')].some(fact => fact.textContent === '2 nodes')");
     browser.find("#detail-close").click();
 }
 

@@ -370,6 +370,11 @@ impl Cluster {
         known
     }
 
+    /// Whether anybody holds something of this task, or wants it.
+    pub fn knows(&self, task: &TaskName) -> bool {
+        self.by_name.contains_key(task)
+    }
+
     /// How far the spread of a task is; none where there is none, or it is over.
     pub fn spread_of(&self, now: Duration, task: &TaskName) -> Option<Spreading> {
         self.spreads.get(task).map(|spread| self.spreading(now, task, spread))

@@ -107,7 +107,7 @@ impl Cluster {
         let gauges = self.gauges(now);
         let busy = self.busy();
         let (nodes, slots) = self.nodes(now, &busy);
-        let tasks = self.task_views();
+        let tasks = self.task_views(now);
         Snapshot {
             uptime: now.as_secs(),
             gauges,

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{Cluster, Directive, TaskName};
 
 /// Between two looks at how far a spread is; for each so many peers of it so much more, as a look costs as much.
@@ -30,7 +32,7 @@ pub struct Scope {
 }
 
 /// How far a spread is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Spreading {
     /// Peers that it is for.
     pub peers: u32,

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::{constant_time, digest, hmac};
+use hyper::HeaderMap;
+use hyper::header::{self, HeaderValue};
 
 use crate::authority::{AuthorityError, check_mode, file, hex, lock, random_bytes, write};
 
@@ -97,6 +99,13 @@ pub(super) fn holds(header: &str, token: &str, now_unix: u64) -> bool {
     pairs.any(|(name, value)| name == COOKIE && stands_for(value, token, now_unix))
 }
 
+/// Whether a browser sent the request from a page of this very host: it says where each POST comes from.
+pub(super) fn same_site(headers: &HeaderMap) -> bool {
+    let of = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let origin = of(header::ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, place)| place);
+    origin.is_some() && origin == of(header::HOST)
+}
+
 fn stands_for(value: &str, token: &str, now_unix: u64) -> bool {
     let Some((expiry, tag)) = value.split_once('.') else { return false };
     let Ok(expiry) = u64::from_str_radix(expiry, 16) else { return false };
@@ -141,6 +150,21 @@ mod tests {
             assert!(!holds(&bad, TOKEN, 1_000), "{bad}");
         }
         assert!(!holds(header(&no_cookie()), TOKEN, 1_000));
+    }
+
+    #[test]
+    fn a_change_comes_from_a_page_of_the_same_host() {
+        let sent = |origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("page.example:65101"));
+            let origin = origin.map(|origin| HeaderValue::from_str(origin).unwrap());
+            origin.into_iter().for_each(|origin| drop(headers.insert(header::ORIGIN, origin)));
+            same_site(&headers)
+        };
+        assert!(sent(Some("http://page.example:65101")) && sent(Some("https://page.example:65101")));
+        for other in [None, Some("null"), Some("http://page.example"), Some("http://evil.example:65101")] {
+            assert!(!sent(other), "{other:?}");
+        }
     }
 
     #[test]

@@ -21,11 +21,13 @@ use super::access;
 use super::feed::unix_millis;
 use super::html::{Document, LOGIN_DOCUMENT, PAGE_DOCUMENT, WRONG_DOCUMENT};
 use super::metrics::{self, Scrape};
-use crate::authority::{AuthorityError, is_peer_name};
+use super::spread::{self, Told, Wanted};
+use crate::authority::{AuthorityError, hex, is_peer_name};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 const NODES: &str = "/v1/nodes/";
+const TASKS: &str = "/v1/tasks/";
 /// The longest form that is taken, and for it to come.
 const MAX_FORM: usize = 4 << 10;
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +48,8 @@ pub(super) async fn answer(request: Request<Incoming>, remote: SocketAddr, conte
         "/login" | "/logout" if method != Method::POST => only("POST"),
         "/login" => login(request, remote, context).await,
         "/logout" => redirected(&access::no_cookie()),
+        _ if spread_of(&path).is_some() && method != Method::POST => only("POST"),
+        _ if spread_of(&path).is_some() => spread(request, remote, context).await,
         _ if method != Method::GET && method != Method::HEAD => only("GET, HEAD"),
         _ => read(&path, request.headers(), context).await,
     };
@@ -67,9 +71,9 @@ async fn read(path: &str, headers: &HeaderMap, context: &Context) -> Answer {
     match (known, may_look(headers, context)) {
         (false, _) => text(StatusCode::NOT_FOUND, "no such page\n"),
         (true, Err(error)) => unreadable(&error),
-        (true, Ok(false)) if path == "/" => document(StatusCode::OK, &LOGIN_DOCUMENT),
-        (true, Ok(false)) => unauthorized(),
-        (true, Ok(true)) => shown(path, context).await,
+        (true, Ok(None)) if path == "/" => document(StatusCode::OK, &LOGIN_DOCUMENT),
+        (true, Ok(None)) => unauthorized(),
+        (true, Ok(Some(_))) => shown(path, context).await,
     }
 }
 
@@ -83,12 +87,55 @@ async fn shown(path: &str, context: &Context) -> Answer {
     }
 }
 
+/// The task in the path of a spread.
+fn spread_of(path: &str) -> Option<&str> {
+    path.strip_prefix(TASKS)?.strip_suffix("/spread")
+}
+
+async fn spread(request: Request<Incoming>, remote: SocketAddr, context: &Context) -> Answer {
+    match may_look(request.headers(), context) {
+        Err(error) => return unreadable(&error),
+        Ok(None) => return unauthorized(),
+        Ok(Some(Shown::Cookie)) if !access::same_site(request.headers()) => {
+            return text(StatusCode::FORBIDDEN, "changes are taken from this page only\n");
+        }
+        Ok(Some(_)) => {}
+    }
+    let task = spread_of(request.uri().path()).and_then(spread::task);
+    let read = timeout(FORM_TIMEOUT, Limited::new(request.into_body(), MAX_FORM).collect()).await;
+    let Ok(Ok(body)) = read else { return text(StatusCode::BAD_REQUEST, "no document of at most 4 KiB\n") };
+    let wanted = match Wanted::parse(&body.to_bytes()) {
+        Ok(wanted) => wanted,
+        Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+    };
+    let Some(task) = task else { return text(StatusCode::NOT_FOUND, "no such task\n") };
+    let told = context.viewer.change(move |cluster, now| wanted.tell(cluster, now, &task)).await;
+    match told {
+        Some(Told::Spreading) => {
+            tracing::info!(address = %remote, task = hex(&task), "nodes are told to hold a task, by the page");
+            text(StatusCode::ACCEPTED, "told\n")
+        }
+        Some(Told::Unknown) => text(StatusCode::NOT_FOUND, "no such task\n"),
+        Some(Told::Nameless) => text(StatusCode::CONFLICT, "nobody has said yet what the task's name is made of\n"),
+        None => busy(),
+    }
+}
+
+/// By what a request shows that it may look.
+enum Shown {
+    Token,
+    Cookie,
+}
+
 /// Whether the request shows the token, or a cookie that stands for it.
-fn may_look(headers: &HeaderMap, context: &Context) -> Result<bool, AuthorityError> {
+fn may_look(headers: &HeaderMap, context: &Context) -> Result<Option<Shown>, AuthorityError> {
     let token = context.access.token()?;
     let all = |name| headers.get_all(name).iter().filter_map(|value: &HeaderValue| value.to_str().ok());
-    let shown = all(header::AUTHORIZATION).filter_map(access::bearer).any(|shown| access::same(&token, shown));
-    Ok(shown || all(header::COOKIE).any(|cookies| access::holds(cookies, &token, unix_millis() / 1000)))
+    if all(header::AUTHORIZATION).filter_map(access::bearer).any(|shown| access::same(&token, shown)) {
+        return Ok(Some(Shown::Token));
+    }
+    let stands = all(header::COOKIE).any(|cookies| access::holds(cookies, &token, unix_millis() / 1000));
+    Ok(stands.then_some(Shown::Cookie))
 }
 
 /// The form is sent as `text/plain`: `token=TOKEN`, without any encoding.

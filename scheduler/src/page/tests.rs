@@ -139,6 +139,25 @@ async fn a_wrong_token_is_refused_and_the_form_says_so() {
 }
 
 #[tokio::test]
+async fn a_change_needs_the_token_or_its_cookie_from_this_very_page() {
+    let running = Running::start(Options::default()).await;
+    let path = format!("POST /v1/tasks/{}/spread", "ab".repeat(32));
+    let spread = async |headers: &str, body: &str| status(&running.ask(&path, headers, body).await.0).to_owned();
+    let bearer = format!("authorization: Bearer {}\r\n", running.token);
+    let (head, _) = running.login(&running.token).await;
+    let set = head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    let cookie = format!("cookie: {}\r\n", set.split(';').next().unwrap());
+    assert_eq!(spread("", "{}").await, "401");
+    assert_eq!(spread(&cookie, "{}").await, "403", "it does not say from where it comes");
+    assert_eq!(spread(&format!("{cookie}origin: http://evil.example\r\n"), "{}").await, "403");
+    assert_eq!(spread(&format!("{cookie}origin: http://page\r\n"), "{}").await, "404", "there is no such task");
+    assert_eq!(spread(&bearer, "{}").await, "404");
+    assert_eq!(spread(&bearer, "{\"labels\":[\"x\"]}").await, "400");
+    let get = running.get_as(path.trim_start_matches("POST "), &running.token).await;
+    assert_eq!(status(&get.0), "405");
+}
+
+#[tokio::test]
 async fn metrics_and_health_are_open_and_metrics_ask_for_the_token_only_if_told_to() {
     let running = Running::start(Options::default()).await;
     let (head, body) = running.get("/metrics").await;

@@ -31,7 +31,7 @@ pub(super) enum Input {
     Events { session: Arc<Session>, events: Vec<Event> },
     /// The session is over.
     Gone { session: Arc<Session> },
-    /// Somebody looks.
+    /// Somebody looks, or has the cluster do something.
     Look(Question),
     /// Ends every session; answered when that is done.
     Stop(oneshot::Sender<()>),
@@ -144,7 +144,10 @@ impl Actor {
                 self.cluster.handle(self.started.elapsed(), peer, Event::Gone);
                 self.deliver();
             }
-            Input::Look(question) => question(&self.cluster, self.started.elapsed()),
+            Input::Look(question) => {
+                question(&mut self.cluster, self.started.elapsed());
+                self.deliver();
+            }
             Input::Stop(stopped) => {
                 for (_, session) in self.sessions.drain() {
                     session.end(Refusal::unavailable("the scheduler stops"));

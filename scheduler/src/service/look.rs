@@ -1,4 +1,4 @@
-//! How others look into a scheduler that runs: what they ask is answered by the task that owns the cluster.
+//! How others look into a scheduler that runs, and ask something of it: answered by the task that owns the cluster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::cluster::Cluster;
 /// For an answer; a cluster that takes longer is too busy to be looked at.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// A question to the cluster, with the time since its start.
-pub(super) type Question = Box<dyn FnOnce(&Cluster, Duration) + Send>;
+/// A question to the cluster, or a change of it, with the time since its start.
+pub(super) type Question = Box<dyn FnOnce(&mut Cluster, Duration) + Send>;
 
 /// A way to look into a scheduler, whether it serves or not.
 #[derive(Clone)]
@@ -46,11 +46,19 @@ impl Viewer {
         &self,
         question: impl FnOnce(&Cluster, Duration) -> T + Send + 'static,
     ) -> Option<T> {
+        self.change(|cluster, now| question(cluster, now)).await
+    }
+
+    /// Has the cluster do something; what it decides is told to its nodes at once. `None` as with [`Viewer::ask`].
+    pub async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Cluster, Duration) -> T + Send + 'static,
+    ) -> Option<T> {
         let inputs = self.inputs.borrow().as_ref()?.upgrade()?;
         let (answer, answered) = oneshot::channel();
         let question: Question = Box::new(move |cluster, now| {
             // Whoever asked may have given up waiting.
-            drop(answer.send(question(cluster, now)));
+            drop(answer.send(change(cluster, now)));
         });
         let asked = async {
             inputs.send(Input::Look(question)).await.ok()?;

@@ -30,6 +30,8 @@ pub(crate) struct Node {
 struct Told {
     wants: Wants,
     load: proto::Progress,
+    /// Tasks that it was told to want though no client of its own does, and whether it is to keep them.
+    preheats: Vec<(bytes::Bytes, bool)>,
 }
 
 /// Tasks and their bytes.
@@ -81,6 +83,10 @@ impl Node {
                         leases.remove(&end.id);
                         continue;
                     }
+                    Some(Message::Preheat(preheat)) => {
+                        told.lock().unwrap().preheats.push((preheat.task, preheat.pin));
+                        continue;
+                    }
                     Some(Message::Ping(ping)) => Body::Pong(proto::Pong { nonce: ping.nonce }),
                     None => Body::Progress(alive(&leases, &told)),
                     Some(_) => continue,
@@ -95,7 +101,10 @@ impl Node {
         let origin_host = "cdn-lfs.example".into();
         let (task, len) = (name(task), mib * MIB);
         self.told.lock().unwrap().wants.insert(task.clone(), len);
-        self.say(Body::Want(proto::Want { task, len, origin_host, can_fetch, ..Default::default() })).await;
+        // Kind 1: the SHA-256 of the content.
+        let made_of = [vec![1], task.to_vec()].concat().into();
+        self.say(Body::Want(proto::Want { task, len, origin_host, can_fetch, name: made_of, ..Default::default() }))
+            .await;
     }
 
     /// Holds pieces of 1 MiB; `fetched` of them, the last ones, come from the origin.
@@ -130,6 +139,12 @@ impl Node {
             proto::Progress { upload_rate: peers * MIB / 2, uploads: 3, totals: Some(totals), ..Default::default() };
         self.told.lock().unwrap().load = load.clone();
         self.say(Body::Progress(load)).await;
+    }
+
+    /// Tasks that it was told to hold since the last call, and whether it is to keep them.
+    pub(crate) fn preheats(&self) -> Vec<(u8, bool)> {
+        let told = std::mem::take(&mut self.told.lock().unwrap().preheats);
+        told.iter().map(|(task, pin)| (task[0], *pin)).collect()
     }
 
     pub(crate) async fn blame(&self, peer: &str) {

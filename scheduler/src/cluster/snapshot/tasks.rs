@@ -1,12 +1,13 @@
 //! Tasks as shown [pure].
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::super::pieces::Bits;
 use super::super::tasks::Task;
-use super::super::{Cluster, TaskName};
+use super::super::{Cluster, Spreading, TaskName};
 use super::{MAX_TASKS, hex};
 
 /// Nodes named of those that want a task, and leases named.
@@ -50,6 +51,10 @@ pub struct TaskView {
     /// How many nodes hold a part of the task, from its beginning to its end: of each part the piece that fewest hold. Of a
     /// large part some pieces only.
     pub strip: Vec<u8>,
+    /// Whether nodes can be told to hold it: somebody has said what its name is made of.
+    pub spreadable: bool,
+    /// How far that is, where they were told and it is not over.
+    pub spread: Option<Spreading>,
 }
 
 /// Who fetches what from the origin.
@@ -67,7 +72,7 @@ pub struct LeaseView {
 
 impl Cluster {
     /// The most wanted ones first, then those that most nodes have.
-    pub(super) fn task_views(&self) -> Vec<TaskView> {
+    pub(super) fn task_views(&self, now: Duration) -> Vec<TaskView> {
         let mut all: Vec<&Task> = self.tasks.iter().flatten().collect();
         let rank =
             |task: &&Task| -> Reverse<(u32, usize, TaskName)> { Reverse((task.wanters, task.entries.len(), task.id)) };
@@ -76,10 +81,10 @@ impl Cluster {
             all.truncate(MAX_TASKS);
         }
         all.sort_unstable_by_key(rank);
-        all.into_iter().map(|task| self.task_view(task)).collect()
+        all.into_iter().map(|task| self.task_view(now, task)).collect()
     }
 
-    fn task_view(&self, task: &Task) -> TaskView {
+    fn task_view(&self, now: Duration, task: &Task) -> TaskView {
         let leases = task.leases.values().filter_map(|id| self.leases.get(id));
         let leased = leases.clone().map(|lease| lease.left).sum();
         let lease = |lease: &super::super::Lease| {
@@ -103,6 +108,8 @@ impl Cluster {
             lease_count: task.leases.len(),
             leases: leases.take(NAMED).filter_map(lease).collect(),
             strip: strip(task),
+            spreadable: task.name.is_some(),
+            spread: self.spread_of(now, &task.id),
         }
     }
 }
