@@ -282,7 +282,7 @@ fn a_task_is_spread_to_seeds(browser: &Browser, runtime: &tokio::runtime::Runtim
     choose(browser, "#spread-scope", "seeds");
     browser.find("#spread-count").write("3");
     browser.find("#spread-pin").click();
-    browser.picture(&picture("spread"), scrolled(browser));
+    browser.picture(&picture("spread"), scrolled(browser) + 700);
     browser.find("#spread-go").click();
     browser.until("document.querySelector('#spread-said').textContent === 'The nodes that fit are told.'");
     browser.until("document.querySelector('#detail-body').textContent.includes('whole at 0 of 1 node')");

@@ -128,6 +128,11 @@ impl Members {
         (0u32..).zip(&self.slots).filter_map(|(slot, member)| Some((slot, member.as_ref()?)))
     }
 
+    /// Every place is below.
+    pub(super) fn places(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.by_name.len()
     }

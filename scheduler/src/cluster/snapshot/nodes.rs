@@ -1,7 +1,7 @@
 //! Nodes and the links between them, as shown [pure].
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -68,30 +68,28 @@ pub struct Node {
 }
 
 /// What tasks that somebody wants say of their nodes.
-#[derive(Default)]
 pub(super) struct Busy {
-    wants: HashMap<u32, u32>,
-    leases: HashMap<u32, u32>,
+    /// By the node's place: how many tasks it wants, and leases it has.
+    counts: Vec<(u32, u32)>,
 }
 
 impl Busy {
     fn of(&self, peer: u32) -> (u32, u32) {
-        let count = |map: &HashMap<u32, u32>| map.get(&peer).copied().unwrap_or(0);
-        (count(&self.wants), count(&self.leases))
+        self.counts.get(peer as usize).copied().unwrap_or_default()
     }
 }
 
 impl Cluster {
     pub(super) fn busy(&self) -> Busy {
-        let mut busy = Busy::default();
+        let mut counts = vec![(0, 0); self.members.places()];
         for lease in self.leases.values() {
-            *busy.leases.entry(lease.peer).or_default() += 1;
+            counts[lease.peer as usize].1 += 1;
         }
         let wanted = self.tasks.iter().flatten().filter(|task| task.wanters > 0);
         for entry in wanted.flat_map(|task| &task.entries).take(MAX_ENTRIES).filter(|entry| entry.wants) {
-            *busy.wants.entry(entry.peer).or_default() += 1;
+            counts[entry.peer as usize].0 += 1;
         }
-        busy
+        Busy { counts }
     }
 
     /// Links between the nodes shown, of tasks that somebody wants: two places in `slots`, which are places in the cluster,
@@ -123,8 +121,9 @@ impl Cluster {
                 let (wants, leases) = busy.of(slot);
                 Reverse((state(now, member), leases, wants, member.load.uploads, member.tasks.len()))
             };
-            all.select_nth_unstable_by_key(MAX_NODES, rank);
-            all.truncate(MAX_NODES);
+            let mut ranked: Vec<_> = all.iter().map(rank).zip(0_usize..).collect();
+            ranked.select_nth_unstable(MAX_NODES);
+            all = ranked[..MAX_NODES].iter().map(|&(_, at)| all[at]).collect();
         }
         all.sort_unstable_by(|(_, a), (_, b)| a.info.name.cmp(&b.info.name));
         all.into_iter().map(|(slot, member)| (node(now, member, busy.of(slot)), slot)).unzip()
@@ -168,8 +167,6 @@ pub(super) fn state(now: Duration, member: &Member) -> State {
 
 /// How many blame it now: for wrong bytes, and for silence.
 fn accusers(now: Duration, member: &Member) -> (usize, usize) {
-    let valid: BTreeSet<(u32, bool)> =
-        member.accusers.iter().filter(|(_, until, _)| *until > now).map(|&(by, _, silent)| (by, silent)).collect();
-    let silent = valid.iter().filter(|(_, silent)| *silent).count();
-    (valid.len() - silent, silent)
+    let count = |kind| member.accusers.iter().filter(|&&(_, until, silent)| until > now && silent == kind).count();
+    (count(false), count(true))
 }
