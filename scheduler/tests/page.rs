@@ -121,11 +121,6 @@ fn sign_in(browser: &Browser, up: &Up) {
     browser.until("document.querySelector('#state').textContent === 'live'");
 }
 
-/// Where the window's top is.
-fn scrolled(browser: &Browser) -> u32 {
-    browser.eval("Math.round(scrollY)").as_u64().and_then(|top| u32::try_from(top).ok()).unwrap_or(0)
-}
-
 /// The page is no wider than the window, and has written no error.
 fn sound(browser: &Browser) {
     let widths = browser.eval("[document.documentElement.scrollWidth, innerWidth]");
@@ -255,7 +250,7 @@ fn a_node_and_a_task_have_details(browser: &Browser) {
     browser.until("document.querySelector('#detail').open");
     browser.until("document.querySelectorAll('#detail-body tbody tr').length === 2");
     browser.until("document.querySelector('#detail-body').textContent.includes('node-1')");
-    browser.picture(&picture("node"), 0);
+    browser.window(&picture("node"));
     browser.press(ESCAPE);
     browser.until("!document.querySelector('#detail').open");
     browser.eval("document.querySelector('#map .dot').dispatchEvent(new MouseEvent('click', {bubbles: true}))");
@@ -266,7 +261,7 @@ fn a_node_and_a_task_have_details(browser: &Browser) {
     browser.until("document.querySelector('#detail-title').textContent === 'Task ' + '01'.repeat(32)");
     browser.until("document.querySelector('#detail-body').textContent.includes('cdn-lfs.example')");
     browser.until("document.querySelectorAll('#detail-body tbody tr').length > 0");
-    browser.picture(&picture("task"), scrolled(browser));
+    browser.window(&picture("task"));
     browser.find("#detail-close").click();
 }
 
@@ -282,7 +277,7 @@ fn a_task_is_spread_to_seeds(browser: &Browser, runtime: &tokio::runtime::Runtim
     choose(browser, "#spread-scope", "seeds");
     browser.find("#spread-count").write("3");
     browser.find("#spread-pin").click();
-    browser.picture(&picture("spread"), scrolled(browser) + 700);
+    browser.window(&picture("spread"));
     browser.find("#spread-go").click();
     browser.until("document.querySelector('#spread-said').textContent === 'The nodes that fit are told.'");
     browser.until("document.querySelector('#detail-body').textContent.includes('whole at 0 of 1 node')");
@@ -361,7 +356,13 @@ fn a_phone_has_everything_too(browser: &Browser) {
     browser.find("#nodes .open").click();
     browser.until("document.querySelector('#detail').open && document.querySelectorAll('#detail-body dd').length > 8");
     sound(browser);
-    browser.picture(&picture("phone-node"), 0);
+    browser.window(&picture("phone-node"));
+    browser.find("#detail-close").click();
+    browser.eval("document.querySelector('#tasks .open').click()");
+    browser.until("document.querySelector('#detail').open && !document.querySelector('#spread').hidden");
+    browser.eval("document.querySelector('#spread-go').scrollIntoView()");
+    sound(browser);
+    browser.window(&picture("phone-spread"));
     browser.find("#detail-close").click();
     browser.look(390, 844, true, true);
     browser.picture(&picture("phone-dark"), 0);

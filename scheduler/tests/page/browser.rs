@@ -140,14 +140,20 @@ impl Browser {
         lines.map(|line| line["message"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// A picture of the page from its top, or from `top`.
+    /// A picture of the page from `top` on.
     pub(crate) fn picture(&self, path: &Path, top: u32) {
-        let width = self.eval("innerWidth");
-        let clip = json!({"x": 0, "y": top, "width": width, "height": 1_400, "scale": 1});
-        let taken =
-            self.cdp("Page.captureScreenshot", &json!({"format": "png", "captureBeyondViewport": true, "clip": clip}));
-        let bytes = STANDARD.decode(taken["data"].as_str().expect("base64")).unwrap();
-        std::fs::write(path, bytes).unwrap();
+        let clip = json!({"x": 0, "y": top, "width": self.eval("innerWidth"), "height": 1_400, "scale": 1});
+        self.capture(path, &json!({"format": "png", "captureBeyondViewport": true, "clip": clip}));
+    }
+
+    /// A picture of what the window shows.
+    pub(crate) fn window(&self, path: &Path) {
+        self.capture(path, &json!({"format": "png"}));
+    }
+
+    fn capture(&self, path: &Path, what: &Value) {
+        let taken = self.cdp("Page.captureScreenshot", what);
+        std::fs::write(path, STANDARD.decode(taken["data"].as_str().expect("base64")).unwrap()).unwrap();
     }
 
     fn cdp(&self, command: &str, parameters: &Value) -> Value {
