@@ -1,8 +1,8 @@
 //! `cargo xtask ebpf`: has the peer's build script compile the BPF programs, and says what came of it.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::shell;
@@ -25,8 +25,23 @@ pub(crate) fn run() -> Result<()> {
     report(script_of_the_peer(&messages).as_ref())
 }
 
+/// Runs a build of the peer.
+///
+/// # Errors
+/// A build that fails, and one that left the BPF programs out.
+pub(crate) fn build(cargo: &mut Command) -> Result<()> {
+    cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "the build ended with {}", output.status);
+    ensure!(
+        is_built_in(&String::from_utf8_lossy(&output.stdout)),
+        "the build has no interception in it, for want of a BPF tool chain: run `cargo xtask setup --only build`"
+    );
+    Ok(())
+}
+
 /// Whether a build that wrote these messages put the BPF programs into the peer.
-pub(crate) fn is_built_in(messages: &str) -> bool {
+fn is_built_in(messages: &str) -> bool {
     script_of_the_peer(messages).is_some_and(|script| script.variable(OBJECT).is_some())
 }
 

@@ -4,6 +4,7 @@
 //! - [`ebpf`] builds the peer and says whether interception is in it
 //! - [`statics`] builds binaries that need no libc, for images and virtual machines
 //! - [`image`] makes a container image of them
+//! - [`deb`] makes a Debian package
 //! - [`vm`] runs the node on other kernels
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`chart`] checks the Helm chart, and renders it for kustomize
@@ -15,6 +16,7 @@
 
 mod bench;
 mod chart;
+mod deb;
 mod demo;
 mod ebpf;
 mod image;
@@ -47,6 +49,8 @@ enum Command {
     Static,
     /// Make a container image of a node and a scheduler, without a registry.
     Image(image::Args),
+    /// Make a Debian package of a node and a scheduler.
+    Deb(deb::Args),
     /// Run the node on other kernels, in emulated machines.
     Vm(vm::Args),
     /// Check the rules of the tree: structure, purity, sizes, links.
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Ebpf => ebpf::run(),
         Command::Static => statics::run(),
         Command::Image(args) => image::run(&args),
+        Command::Deb(args) => deb::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Tidy => tidy::run(),
         Command::Chart(args) => chart::run(&args),

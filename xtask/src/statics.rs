@@ -8,7 +8,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -60,14 +60,8 @@ pub(crate) fn static_binaries() -> Result<Static> {
     let root = shell::root()?;
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let folder = shell::target_dir(&root).join("static");
-    let mut cargo = command(&root, &target, &folder);
     println!("  building static binaries in {}", folder.display());
-    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    ensure!(output.status.success(), "the static build ended with {}", output.status);
-    ensure!(
-        ebpf::is_built_in(&String::from_utf8_lossy(&output.stdout)),
-        "the static build has no interception in it, for want of a BPF tool chain: run `cargo xtask setup --only build`"
-    );
+    ebpf::build(&mut command(&root, &target, &folder))?;
     let built = Static { dir: folder.join(target).join("release") };
     for (name, _) in PROGRAMS {
         let path = built.program(name);
@@ -83,7 +77,7 @@ pub(crate) fn static_binaries() -> Result<Static> {
 
 fn command(root: &Path, target: &str, folder: &Path) -> Command {
     let mut cargo = shell::cargo(root);
-    cargo.args(["build", "--release", "--message-format=json-render-diagnostics"]);
+    cargo.args(["build", "--release"]);
     // Naming the target keeps the flags from build scripts and procedural macros, which cannot be static.
     cargo.args(["--target", target]).arg("--target-dir").arg(folder);
     for (name, package) in PROGRAMS {

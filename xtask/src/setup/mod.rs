@@ -29,6 +29,8 @@ pub(crate) enum Part {
     Bench,
     /// Making and running the container image.
     Image,
+    /// Making the Debian package.
+    Deb,
     /// Running the node on other kernels.
     Vm,
     /// What checks the Helm chart; the tests do so too.

@@ -77,6 +77,7 @@ const TOOLS: &[Tool] = &[
     tool("podman", Presence::Program("podman"), &[Part::Image], "makes and runs the image"),
     // Not crun, which podman would take by itself: it refuses hybrid cgroups.
     tool("runc", Presence::Program("runc"), &[Part::Image], "runs containers for podman"),
+    tool("dpkg-dev", Presence::Program("dpkg-shlibdeps"), &[Part::Deb], "finds the libraries that the package needs"),
     tool(
         "qemu-system-x86",
         Presence::Program("qemu-system-x86_64"),
