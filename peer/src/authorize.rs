@@ -22,7 +22,10 @@ use crate::swarm::{
     Answer, Origin, OriginError, OriginRequest, Probe,
     retry::{Backoff, Class, Jitter},
 };
-use crate::task::id::is_under;
+use crate::{
+    replaceable::{Replaceable, TooOften},
+    task::id::is_under,
+};
 
 /// The map of verdicts is cut into this many, each under its own lock.
 const SHARDS: usize = 16;
@@ -164,7 +167,7 @@ impl Refusal {
 
 /// Remembers consents and asks the origin for new ones; shared by all shards.
 pub struct Authorizer {
-    options: AuthorizeOptions,
+    options: Replaceable<AuthorizeOptions>,
     shards: [Mutex<Shard>; SHARDS],
     grants: Grants,
 }
@@ -193,7 +196,19 @@ struct Flight {
 impl Authorizer {
     /// An authorizer that remembers nothing yet.
     pub fn new(options: AuthorizeOptions) -> Self {
-        Self { options, shards: std::array::from_fn(|_| Mutex::default()), grants: Grants::default() }
+        Self {
+            options: Replaceable::new(options),
+            shards: std::array::from_fn(|_| Mutex::default()),
+            grants: Grants::default(),
+        }
+    }
+
+    /// Other settings from now on; what is remembered keeps the time that it was given.
+    ///
+    /// # Errors
+    /// [`TooOften`], and nothing changed.
+    pub fn set_options(&self, options: AuthorizeOptions) -> Result<(), TooOften> {
+        self.options.replace(options)
     }
 
     /// The origin has given out this URL, for these bytes (the last one included), in an answer that came from it just now.

@@ -4,6 +4,7 @@
 //! in the file, and taken from [`Config::default`] otherwise. The documentation of each key below is what
 //! `pondhawk config --example` prints.
 
+pub mod change;
 mod check;
 mod document;
 pub mod import;

@@ -22,4 +22,5 @@ pub mod expiring;
 pub mod limits;
 pub mod metrics;
 pub mod node;
+pub mod replaceable;
 pub mod shard;

@@ -3,11 +3,12 @@
 mod build;
 mod cluster;
 mod control;
+mod reload;
 
 use std::{
     cell::RefCell,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Barrier, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -30,6 +31,7 @@ use crate::{
     limits,
     metrics::{Metrics, Way},
     preheat::{self, Preheats},
+    replaceable::{Replaceable, TooOften},
     shard::{Connections, Pulses, Shard},
     store::{Store, StoreError},
     swarm::{Origin, TrustError},
@@ -43,6 +45,7 @@ use crate::{
 
 pub(crate) use build::backoff;
 pub use cluster::{Cluster, SCHEDULER_DIR};
+pub use reload::Source;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +115,9 @@ pub enum NodeError {
     /// No name for this node.
     #[error("the host name {0:?} makes no name for this node: set swarm.name")]
     Name(String),
+    /// A setting was changed too often.
+    #[error(transparent)]
+    TooOften(#[from] TooOften),
     /// The admin port.
     #[error(transparent)]
     Admin(#[from] crate::admin::AdminError),
@@ -140,7 +146,7 @@ pub struct Node {
     /// What makes two URLs the same task.
     pub rules: Rules,
     /// What is served and kept, and what may be reached through this node.
-    pub front: Front,
+    pub front: Replaceable<Front>,
     /// Who may use the proxy; none: anybody.
     pub users: Option<Users>,
     /// What the Hub said of late to clients of the mirror.
@@ -184,15 +190,15 @@ impl Tls {
     }
 }
 
-/// Runs a node until SIGTERM or SIGINT, then drains it.
+/// Runs a node until SIGTERM or SIGINT, then drains it. At SIGHUP it reads its configuration again from `source`.
 ///
 /// # Errors
 /// [`NodeError`], all of them before the first client is served.
-pub fn run(config: Config) -> Result<(), NodeError> {
+pub fn run(config: Config, source: Source) -> Result<(), NodeError> {
     let features = probe::probe()?;
     let (node, shares) = build::build(config, features)?;
     let shards = start_shards(&node, shares)?;
-    let result = control::run(&node);
+    let result = control::run(&node, &Arc::new(source));
     node.drain.send_replace(true);
     for shard in shards {
         // A panic aborts the process, so a shard always joins.
@@ -216,42 +222,69 @@ impl Node {
     }
 }
 
-fn start_shards(node: &Arc<Node>, shares: Vec<build::Share>) -> Result<Vec<JoinHandle<()>>, NodeError> {
-    let start = |(index, share): (usize, build::Share)| {
-        let node = Arc::clone(node);
-        let named = thread::Builder::new().name(format!("shard-{index}"));
-        named.spawn(move || run_shard(node, index, share))
-    };
-    let started: Result<_, _> = shares.into_iter().enumerate().map(start).collect();
-    started.map_err(|source| NodeError::System { what: "thread", source })
+/// What a shard needs to start together with the others.
+struct Start {
+    /// Tells whether it has its ring.
+    made: mpsc::Sender<std::io::Result<()>>,
+    /// Opens when all have: buffers are registered from the same locked memory, and a shard does without them.
+    gate: Arc<Barrier>,
 }
 
-fn run_shard(node: Arc<Node>, index: usize, share: build::Share) {
+fn start_shards(node: &Arc<Node>, shares: Vec<build::Share>) -> Result<Vec<JoinHandle<()>>, NodeError> {
+    let count = shares.len();
+    let gate = Arc::new(Barrier::new(count + 1));
+    let (made, rings) = mpsc::channel();
+    let start = |(index, share): (usize, build::Share)| {
+        let node = Arc::clone(node);
+        let start = Start { made: made.clone(), gate: Arc::clone(&gate) };
+        let named = thread::Builder::new().name(format!("shard-{index}"));
+        named.spawn(move || run_shard(node, index, share, &start))
+    };
+    let started: Result<_, _> = shares.into_iter().enumerate().map(start).collect();
+    let started = started.map_err(|source| NodeError::System { what: "thread", source })?;
+    rings.iter().take(count).collect::<std::io::Result<()>>().map_err(ProbeError::Ring)?;
+    gate.wait();
+    Ok(started)
+}
+
+fn run_shard(node: Arc<Node>, index: usize, share: build::Share, start: &Start) {
     let ring = probe::ring_builder(node.features);
-    tokio_uring::builder().entries(limits::RING_ENTRIES).uring_builder(&ring).start(async move {
-        let settings = &node.config.limits;
-        let most = settings.buffers_per_shard(node.config.shard_count());
-        let pool = Pool::new(limits::REGISTERED_BUFFERS, most, settings.buffer_size.as_usize());
-        let shard = Rc::new(Shard { node: Arc::clone(&node), pool, links: RefCell::default() });
-        tokio_uring::spawn(Rc::clone(&shard).pulse(index));
-        if let Some(cluster) = &node.cluster {
-            tokio_uring::spawn(Arc::clone(cluster).serve(Rc::clone(&shard), index));
-        }
-        for _ in 0..limits::PREHEATS_A_SHARD {
-            tokio_uring::spawn(preheat::work(Rc::clone(&shard)));
-        }
-        for listener in share.proxy {
-            tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
-        }
-        for listener in share.unix {
-            tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
-        }
-        for listener in share.intercept {
-            tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Intercept));
-        }
-        node.draining().await;
-        drained(&node).await;
-    });
+    let mut builder = tokio_uring::builder();
+    builder.entries(limits::RING_ENTRIES).uring_builder(&ring);
+    let (runtime, made) = match tokio_uring::Runtime::new(&builder) {
+        Ok(runtime) => (Some(runtime), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    // Whoever started the shards listens until all have spoken.
+    let _ = start.made.send(made);
+    let Some(runtime) = runtime else { return };
+    start.gate.wait();
+    runtime.block_on(serve(node, index, share));
+}
+
+async fn serve(node: Arc<Node>, index: usize, share: build::Share) {
+    let settings = &node.config.limits;
+    let most = settings.buffers_per_shard(node.config.shard_count());
+    let pool = Pool::new(limits::REGISTERED_BUFFERS, most, settings.buffer_size.as_usize());
+    let shard = Rc::new(Shard { node: Arc::clone(&node), pool, links: RefCell::default() });
+    tokio_uring::spawn(Rc::clone(&shard).pulse(index));
+    if let Some(cluster) = &node.cluster {
+        tokio_uring::spawn(Arc::clone(cluster).serve(Rc::clone(&shard), index));
+    }
+    for _ in 0..limits::PREHEATS_A_SHARD {
+        tokio_uring::spawn(preheat::work(Rc::clone(&shard)));
+    }
+    for listener in share.proxy {
+        tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
+    }
+    for listener in share.unix {
+        tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Proxy));
+    }
+    for listener in share.intercept {
+        tokio_uring::spawn(accept(Rc::clone(&shard), listener, Way::Intercept));
+    }
+    node.draining().await;
+    drained(&node).await;
 }
 
 /// Waits for the connections to end, and no longer than the setting says.

@@ -67,19 +67,25 @@ impl Pulses {
 /// The connections open at a time, all shards together.
 pub struct Connections {
     open: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 impl Connections {
     /// At most `max`.
     pub fn new(max: usize) -> Self {
-        Self { open: AtomicUsize::new(0), max }
+        Self { open: AtomicUsize::new(0), max: AtomicUsize::new(max) }
+    }
+
+    /// Another bound for those to come; none that is open is closed.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// A place for one more, until the guard drops.
     pub fn enter(self: &Arc<Self>) -> Option<Place> {
+        let max = self.max.load(Ordering::Relaxed);
         let entered =
-            self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < self.max).then_some(open + 1));
+            self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < max).then_some(open + 1));
         entered.ok().map(|_| Place(Arc::clone(self)))
     }
 
@@ -108,7 +114,10 @@ mod tests {
         let place = connections.enter().unwrap();
         assert!(connections.enter().is_none());
         drop(place);
-        assert!(connections.enter().is_some());
+        let _one = connections.enter().unwrap();
+        connections.set_max(2);
+        let _two = connections.enter().unwrap();
+        assert!(connections.enter().is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -18,6 +18,7 @@ use crate::{
     intercept::{self, InterceptError, Interceptor, Trust},
     metrics::{Metrics, Scraped, StoreGauges},
     preheat::Preheats,
+    replaceable::Replaceable,
     shard::{Connections, Pulses},
     store::{self, Store},
     swarm::{Origin, OriginOptions, retry::Backoff},
@@ -42,7 +43,7 @@ pub(super) struct Bound {
 }
 
 pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Vec<Share>), NodeError> {
-    raise_file_limit();
+    raise_limits();
     let suffixes = Suffixes::new(&config.intercept.hosts)?;
     let authority = Arc::new(Authority::open(&config.data_dir, &suffixes)?);
     let bundle = authority.write_bundle(&config.data_dir)?;
@@ -60,7 +61,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
         filter: Filter::default().and(&config.filter.drop_params)?,
         ..Rules::default()
     };
-    let front = Front::new(&config)?;
+    let front = Replaceable::new(Front::new(&config)?);
     let users = config.proxy.users.as_deref().map(read_users).transpose()?;
     scrape(&metrics, &store, interceptor.as_ref().ok(), cluster.as_ref());
     let node = Node {
@@ -95,26 +96,40 @@ fn read_users(file: &Path) -> Result<Users, NodeError> {
     Ok(Users::parse(&std::fs::read_to_string(file).map_err(failed)?)?)
 }
 
-/// The soft limit of descriptors is for programs that use select(2).
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(%error, "the limit of open files stays as it is");
+/// The soft limit of descriptors is for programs that use select(2). Rings and buffers are locked memory, and so are BPF maps
+/// before Linux 5.11.
+fn raise_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    for (resource, first) in [(Resource::Nofile, None), (Resource::Memlock, Some(unlimited))] {
+        let hard = getrlimit(resource).maximum;
+        let limits = first.into_iter().chain([Rlimit { current: hard, maximum: hard }]);
+        if !limits.map(|limit| setrlimit(resource, limit)).any(|set| set.is_ok()) {
+            tracing::debug!(?resource, "the limit stays as it is");
+        }
     }
 }
 
 fn open_store(config: &Config) -> Result<Arc<Store>, NodeError> {
-    let dir = config.data_dir.join("store");
-    let system = |source| NodeError::System { what: "size of the store's file system", source };
+    let dir = store_dir(config);
+    let system = |source| NodeError::System { what: "folder for the store", source };
     std::fs::create_dir_all(&dir).map_err(system)?;
+    Ok(Store::open(&dir, store_options(config)?)?)
+}
+
+fn store_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("store")
+}
+
+/// How large the store, which is there, may become.
+pub(super) fn store_options(config: &Config) -> Result<store::Options, NodeError> {
+    let dir = store_dir(config);
+    let system = |source| NodeError::System { what: "size of the store's file system", source };
     let space = rustix::fs::statvfs(&dir).map_err(|error| system(error.into()))?;
     let (total, free) = (space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize);
     let settings = &config.store;
     let quota = settings.quota.resolve(total, free, allocated(&dir), settings.keep_free);
-    let options = store::Options { quota, keep_free: settings.keep_free.0 };
-    Ok(Store::open(&dir, options)?)
+    Ok(store::Options { quota, keep_free: settings.keep_free.0 })
 }
 
 /// Bytes that the store's files take now, so that they are not counted against it twice.
@@ -257,7 +272,8 @@ fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -
     }
 }
 
-fn authorize_options(config: &Config) -> Result<AuthorizeOptions, NodeError> {
+/// What the configuration says of authorisation.
+pub(super) fn authorize_options(config: &Config) -> Result<AuthorizeOptions, NodeError> {
     let settings = &config.authorize;
     let public: Result<Vec<_>, _> = settings.public.iter().map(|rule| rule.parse()).collect();
     Ok(AuthorizeOptions {

@@ -2,14 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    io::IsTerminal as _,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use url::Url;
 
-use super::{Node, NodeError};
+use super::{
+    Node, NodeError,
+    reload::{Source, reload},
+};
 use crate::{
     admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
     config::InterceptMode,
@@ -26,7 +30,7 @@ use crate::{
 const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
 /// Runs until a signal asks for the end, and has stopped the interception by then.
-pub(super) fn run(node: &Arc<Node>) -> Result<(), NodeError> {
+pub(super) fn run(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(4)
@@ -34,15 +38,16 @@ pub(super) fn run(node: &Arc<Node>) -> Result<(), NodeError> {
         .enable_all()
         .build()
         .map_err(|source| NodeError::System { what: "runtime", source })?;
-    let result = runtime.block_on(control(node));
+    let result = runtime.block_on(control(node, source));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn control(node: &Arc<Node>) -> Result<(), NodeError> {
+async fn control(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError> {
     let system = |source| NodeError::System { what: "signal handler", source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    let hangup = signal(SignalKind::hangup()).map_err(system)?;
     let admin = match node.config.listen.admin.0 {
         Some(address) => Some(Admin::bind(address).await?),
         None => None,
@@ -65,6 +70,7 @@ async fn control(node: &Arc<Node>) -> Result<(), NodeError> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = beat(node) => {}
+        () = hangups(node, source, hangup) => {}
     }
     tracing::info!(connections = node.connections.open(), "draining");
     if let Ok(interceptor) = &node.interceptor {
@@ -72,6 +78,20 @@ async fn control(node: &Arc<Node>) -> Result<(), NodeError> {
     }
     tokio::time::sleep(LAST_ACCEPTS).await;
     Ok(())
+}
+
+/// Reloads at each SIGHUP. Ends where the signal says that the terminal is gone which the node was started from.
+async fn hangups(node: &Arc<Node>, source: &Arc<Source>, mut hangup: Signal) {
+    let mut now = node.config.clone();
+    while hangup.recv().await.is_some() {
+        if std::io::stdin().is_terminal() {
+            return;
+        }
+        let (node, source, last) = (Arc::clone(node), Arc::clone(source), now.clone());
+        // Not here, where the heartbeat is.
+        let reloaded = tokio::task::spawn_blocking(move || reload(&node, &source, last)).await;
+        now = reloaded.unwrap_or(now);
+    }
 }
 
 /// Whoever reads that the node is up may rely on it: connections are caught from then on.

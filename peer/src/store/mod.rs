@@ -257,6 +257,11 @@ impl Store {
         self.shelf.list()
     }
 
+    /// Other bounds from now on. A store that is above them shrinks in the background, by tasks that nobody uses.
+    pub fn set_options(&self, options: Options) {
+        self.shelf.set_options(options);
+    }
+
     /// How full the store is.
     pub fn usage(&self) -> Usage {
         self.shelf.usage()

@@ -29,7 +29,7 @@ const LOW_WATER_PERCENT: u64 = 90;
 /// All tasks of a store, behind one lock that is never held over data I/O.
 pub(super) struct Shelf {
     paths: Paths,
-    options: Options,
+    options: Mutex<Options>,
     inner: Mutex<Inner>,
     next_generation: AtomicU64,
     clock: AtomicU64,
@@ -75,12 +75,21 @@ impl Shelf {
         let entries = entries.into_iter().map(|entry| (entry.meta.id, entry)).collect();
         Self {
             paths,
-            options,
+            options: Mutex::new(options),
             inner: Mutex::new(Inner { entries, reserved, ..Inner::default() }),
             next_generation: AtomicU64::new(generations),
             clock: AtomicU64::new(newest),
             removed: OnceLock::new(),
         }
+    }
+
+    /// Other bounds from now on. A store that is above them shrinks as idle tasks are evicted in the background.
+    pub(super) fn set_options(&self, options: Options) {
+        *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    fn options(&self) -> Options {
+        *self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn paths(&self) -> &Paths {
@@ -127,7 +136,7 @@ impl Shelf {
     pub(super) fn reserve(self: &Arc<Self>, meta: &TaskMeta) -> Result<(Reservation, Vec<Gone>), StoreError> {
         let need = layout::cost(meta.layout);
         let mut inner = self.lock();
-        let excess = inner.reserved.saturating_add(need).saturating_sub(self.options.quota);
+        let excess = inner.reserved.saturating_add(need).saturating_sub(self.options().quota);
         let Some(victims) = evict::victims(&inner.candidates(), excess) else {
             return Err(StoreError::NoSpace { need });
         };
@@ -179,13 +188,13 @@ impl Shelf {
 
     /// How much must go to be below the marks again, if the store is above one.
     pub(super) fn excess(&self) -> Option<u64> {
-        let quota = self.options.quota;
+        let Options { quota, keep_free } = self.options();
         let reserved = self.lock().reserved;
         let over_quota = match reserved > quota / 100 * HIGH_WATER_PERCENT {
             true => reserved.saturating_sub(quota / 100 * LOW_WATER_PERCENT),
             false => 0,
         };
-        let over_disk = self.options.keep_free.saturating_sub(free_bytes(self.paths.dir()).unwrap_or(u64::MAX));
+        let over_disk = keep_free.saturating_sub(free_bytes(self.paths.dir()).unwrap_or(u64::MAX));
         Some(over_quota.max(over_disk)).filter(|&excess| excess > 0)
     }
 
@@ -210,7 +219,7 @@ impl Shelf {
     pub(super) fn usage(&self) -> Usage {
         let inner = self.lock();
         Usage {
-            quota: self.options.quota,
+            quota: self.options().quota,
             reserved: inner.reserved,
             held: inner.entries.values().map(|entry| entry.state.held_bytes.load(Ordering::Relaxed)).sum(),
             tasks: inner.entries.len(),

@@ -124,6 +124,11 @@ impl Origin {
         Ok(Self { options, connector, pool, bucket })
     }
 
+    /// Another [`OriginOptions::rate`] from now on.
+    pub fn set_rate(&self, rate: u64) {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).set_rate(rate);
+    }
+
     /// Ranges in flight to one host at once.
     pub fn connections_per_host(&self) -> usize {
         self.options.connections_per_host

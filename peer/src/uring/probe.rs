@@ -11,10 +11,16 @@ pub enum ProbeError {
     #[error(
         "io_uring is not available here ({0}): check the kernel.io_uring_disabled sysctl and the container's seccomp profile"
     )]
-    Unavailable(#[source] io::Error),
+    Unavailable(io::Error),
     /// An operation that the node cannot do without is missing.
     #[error("this kernel's io_uring has no {0}: Linux 5.10 or later is needed")]
     Missing(&'static str),
+    /// Not every shard gets a ring.
+    #[error(
+        "io_uring gives no ring to every shard ({0}): raise RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=infinity), grant CAP_IPC_LOCK, \
+         or set fewer `shards`"
+    )]
+    Ring(io::Error),
 }
 
 /// The features that the node chooses by.

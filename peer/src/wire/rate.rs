@@ -22,6 +22,11 @@ impl Bucket {
         Self { rate, level: None }
     }
 
+    /// Another rate from now on; what was taken before is not reckoned anew.
+    pub fn set_rate(&mut self, rate: u64) {
+        self.rate = rate;
+    }
+
     /// Takes `bytes`, which may be sent after the returned time.
     pub fn take(&mut self, now: Instant, bytes: u64) -> Duration {
         if self.rate == 0 {

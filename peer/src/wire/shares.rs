@@ -32,6 +32,11 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         Self { places: places.max(1), taken: 0, askers: HashMap::new() }
     }
 
+    /// Another number of places from now on; nobody loses one that it has.
+    pub fn set_places(&mut self, places: u32) {
+        self.places = places.max(1);
+    }
+
     /// Takes a place, to be given back with [`Self::leave`]; false where there is none for this one now.
     pub fn enter(&mut self, who: &K, now: Instant) -> bool {
         self.askers.retain(|_, asker| asker.taken > 0 || now.saturating_duration_since(asker.asked) < REMEMBERED);
@@ -83,6 +88,19 @@ mod tests {
         let later = now + REMEMBERED;
         assert!(shares.enter(&'b', later) && shares.enter(&'b', later));
         assert_eq!(shares.askers.len(), 1);
+    }
+
+    #[test]
+    fn with_fewer_places_nobody_loses_one_and_nobody_new_gets_one() {
+        let mut shares = Shares::new(4);
+        let now = Instant::now();
+        assert_eq!((0..4).filter(|_| shares.enter(&'a', now)).count(), 4);
+        shares.set_places(2);
+        shares.leave(&'a');
+        shares.leave(&'a');
+        assert!(!shares.enter(&'a', now), "two are taken of two");
+        shares.leave(&'a');
+        assert!(shares.enter(&'a', now));
     }
 
     proptest::proptest! {

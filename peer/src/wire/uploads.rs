@@ -72,6 +72,12 @@ impl Uploads {
         })
     }
 
+    /// Other bounds from now on; see [`Self::new`].
+    pub fn set_bounds(&self, at_once: u32, rate: u64) {
+        lock(&self.places).set_places(at_once);
+        lock(&self.bucket).set_rate(rate);
+    }
+
     pub(super) fn enter(self: &Arc<Self>, peer: &PeerId) -> Result<Upload, Refused> {
         let now = Instant::now();
         let backlog = lock(&self.bucket).debt(now);

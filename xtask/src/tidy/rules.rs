@@ -19,6 +19,7 @@ const PURE: &[&str] = &[
     "peer/src/cli/get/reference.rs",
     "peer/src/cli/top/frame.rs",
     "peer/src/task/",
+    "peer/src/config/change.rs",
     "peer/src/config/import.rs",
     "peer/src/http/head.rs",
     "peer/src/http/range.rs",
