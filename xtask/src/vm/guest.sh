@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The only process that a virtual machine of `cargo xtask vm` starts: a hub, a node and clients on its own kernel, what came of
-# them as lines `vm: KEY VALUE` on the console, and the end. The host judges.
+# The only process that a virtual machine of `cargo xtask vm` starts: a hub, a node and clients on its own kernel, what
+# came of them as lines `vm: KEY VALUE` on the console, and the end. The host judges.
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/tmp
 mount -t proc none /proc
