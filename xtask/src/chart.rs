@@ -51,6 +51,11 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     configurations(root, &out)
 }
 
+/// What an installation with these values would apply, in namespace `pondhawk`.
+pub(crate) fn rendered(root: &Path, values: &Path) -> Result<String> {
+    shell::output(script(root)?.arg("--render").arg(values))
+}
+
 /// The default installation as one file.
 fn kustomized(root: &Path) -> Result<String> {
     Ok(format!("{HEAD}{}", shell::output(script(root)?.arg("--render"))?))

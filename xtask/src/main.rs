@@ -8,6 +8,7 @@
 //! - [`vm`] runs the node on other kernels
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`chart`] checks the Helm chart, and renders it for kustomize
+//! - [`kube`] runs the chart on a Kubernetes node made of this machine
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
 //! - [`bench`] measures what the project promises
@@ -20,6 +21,7 @@ mod deb;
 mod demo;
 mod ebpf;
 mod image;
+mod kube;
 mod setup;
 mod shell;
 mod statics;
@@ -57,6 +59,8 @@ enum Command {
     Tidy,
     /// Check the Helm chart without a cluster; --render writes deploy/kustomize from it.
     Chart(chart::Args),
+    /// Run the Helm chart on a real Kubernetes node made of this machine, as root; the first time builds Kubernetes.
+    Kube(kube::Args),
     /// Set up, check formatting, lint, tidy, build and run every test.
     Test(test::Args),
     /// Show unmodified clients on three nodes that share one download.
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::run(&args),
         Command::Tidy => tidy::run(),
         Command::Chart(args) => chart::run(&args),
+        Command::Kube(args) => kube::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),

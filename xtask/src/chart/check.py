@@ -1,7 +1,7 @@
 """Renders the Helm chart with every set of values in its ci/ folder and says what is wrong with what comes out.
 
 check.py CHART OUT: writes OUT/SET.yaml, and each configuration file in it to OUT/SET.NAME.config.yaml for the binary to check.
-check.py CHART --render: prints what `kubectl apply` takes, with the default values.
+check.py CHART --render [VALUES]: prints what `kubectl apply` takes.
 """
 
 import json
@@ -136,7 +136,8 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     if sys.argv[2] == "--render":
         with helm.Chart.load(folder) as chart:
-            text = "\n---\n".join(render(chart, {}).values())
+            values = yaml.safe_load(pathlib.Path(sys.argv[3]).read_text()) if len(sys.argv) > 3 else {}
+            text = "\n---\n".join(render(chart, values).values())
         # Nobody manages it but who applies it.
         print("\n".join(line for line in text.splitlines() if "app.kubernetes.io/managed-by" not in line))
         return

@@ -22,7 +22,11 @@ pub(crate) const CLIENTS: &[Client] = &[
     Client { name: "hf-0.17.1", pins: &["huggingface_hub==0.17.1", "requests==2.31.0"], parts: &[Part::Test] },
     Client { name: "hf-0.36", pins: &["huggingface_hub==0.36.2"], parts: &[Part::Test, Part::Demo] },
     Client { name: "hf-1", pins: &["huggingface_hub==1.33.0"], parts: &[Part::Test] },
-    Client { name: "hf-2", pins: &["huggingface_hub==2.4.0"], parts: &[Part::Test, Part::Demo, Part::Bench] },
+    Client {
+        name: "hf-2",
+        pins: &["huggingface_hub==2.4.0"],
+        parts: &[Part::Test, Part::Demo, Part::Bench, Part::Kube],
+    },
     Client { name: "hf-transfer", pins: &["huggingface_hub==0.36.2", "hf_transfer==0.1.9"], parts: &[Part::Test] },
     Client { name: "hf-xet", pins: &["huggingface_hub==2.4.0", "hf_xet==1.8.0"], parts: &[Part::Test] },
     // No client: what checks the Helm chart.

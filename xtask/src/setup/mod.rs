@@ -35,6 +35,8 @@ pub(crate) enum Part {
     Vm,
     /// What checks the Helm chart; the tests do so too.
     Chart,
+    /// A Kubernetes node on this machine.
+    Kube,
 }
 
 #[derive(clap::Args)]
