@@ -34,6 +34,7 @@ fn digests(first: u32) -> Vec<proto::DigestRun> {
 }
 
 /// A session in the order of its messages: five pieces of 1 MiB, of which the peer holds two.
+// long: a list of messages
 fn of_peers() -> Vec<(&'static str, Peer)> {
     let task = || TASK.to_vec().into();
     let label = proto::Label { key: "zone".into(), value: "a".into() };

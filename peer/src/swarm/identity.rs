@@ -255,7 +255,7 @@ impl Keeper {
 
     async fn call_one(
         &mut self,
-        address: &String,
+        address: &str,
         key: &KeyPair,
         trust: &Trust,
         identity: Option<&Identity>,
@@ -274,10 +274,10 @@ impl Keeper {
         self.chain.ask(&mut request);
         let mut client = SchedulerClient::new(link.channel.clone());
         let answer = timeout(JOIN, client.join(request)).await;
-        let answer = answer.map_err(|_| ChannelError::Silent { address: address.clone() })?;
+        let answer = answer.map_err(|_| ChannelError::Silent { address: address.to_owned() })?;
         let answer = answer.map_err(|refusal| match link.fault() {
             Some(fault) => IdentityError::Channel(fault),
-            None => IdentityError::Refused { address: address.clone(), why: refusal.message().to_owned() },
+            None => IdentityError::Refused { address: address.to_owned(), why: refusal.message().to_owned() },
         })?;
         let answer = answer.into_inner();
         self.chain.answer(&answer);

@@ -37,7 +37,8 @@ pub(crate) async fn take(
     let Some(task) = Identity::ContentSha256(sha256).task_id(None) else { return false };
     let Ok(status) = block_in_place(|| client::get::<Status>(admin, "/v1/status")) else { return false };
     let data = data_file(Path::new(&status.store.dir), &task);
-    if !data.parent().and_then(Path::parent).is_some_and(|tasks| std::fs::read_dir(tasks).is_ok()) {
+    let shelves = data.parent().and_then(Path::parent);
+    if shelves.is_none_or(|shelves| std::fs::read_dir(shelves).is_err()) {
         return false;
     }
     let brought = brought(admin, url, lines, bar).await;

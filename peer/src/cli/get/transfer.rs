@@ -94,7 +94,7 @@ impl Transfer<'_> {
         let mut got = Got { resumed: part.len(), ..Got::default() };
         self.bar.had(part.len());
         let before = self.web.brought(self.url());
-        self.from_store(&mut part, &mut got).await;
+        self.take_stored(&mut part, &mut got).await;
         loop {
             if let Err(error) = self.fill(&mut part, &mut got).await {
                 if matches!(error, GetError::Wrong { .. }) {
@@ -123,7 +123,7 @@ impl Transfer<'_> {
     }
 
     /// What has a hash for a name may lie in the store of this machine's node.
-    async fn from_store(&self, part: &mut Part, got: &mut Got) {
+    async fn take_stored(&self, part: &mut Part, got: &mut Got) {
         let (Some(sha256), Some(size), 0) = (self.promise.sha256, self.promise.size, part.len()) else { return };
         let (url, lines) = match &self.source {
             Source::Hub { at, .. } if self.web.is_hub(&at.url) => return,

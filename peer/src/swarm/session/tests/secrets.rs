@@ -78,12 +78,12 @@ async fn everything(talk: &mut Talk, exchange: &Arc<Exchange>, task: TaskId, hos
     talk.until(|sent| matches!(sent, Sent::Inventory(inventory) if inventory.last)).await;
     let member = exchange.join(task);
     // The hash that the task's name follows from, which opens nothing.
-    let hash = Some([&[2][..], &[0x5a; 32]].concat());
-    exchange.say(Said::Want(Want { host: host.to_owned(), name: hash.clone(), ..want(task, true) }));
+    let hash = [&[2][..], &[0x5a; 32]].concat();
+    exchange.say(Said::Want(Want { host: host.to_owned(), name: Some(hash.clone()), ..want(task, true) }));
     talk.until(|sent| matches!(sent, Sent::Want(_))).await;
     talk.say(Body::Lease(proto::Lease { id: 1, task: name.clone(), first: 2, count: 3, silence_ms: 5_000 })).await;
     told(&member, |told| told.iter().any(|told| matches!(told, Told::Lease { id: 1, .. }))).await;
-    let wish = Wish { task, len: 5 * MIB, host: host.to_owned(), name: hash.unwrap_or_default(), pin: true };
+    let wish = Wish { task, len: 5 * MIB, host: host.to_owned(), name: hash, pin: true };
     let followed = exchange.spread(Spread { wish, scope: Scope { count: 2, ..Scope::default() } });
     talk.until(|sent| matches!(sent, Sent::Spread(spread) if spread.pin && spread.count == 2)).await;
     talk.say(Body::Spreading(proto::Spreading { task: name.clone(), peers: 2, complete: 1, failed: 0 })).await;
