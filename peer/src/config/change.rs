@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys that a node takes up while it runs. Whatever is not here is read once, at the start: ports, threads, trust, buffers.
-pub const LIVE: [&str; 14] = [
+pub const LIVE: [&str; 16] = [
     "log.level",
     "origin.rate",
     "store.quota",
@@ -16,10 +16,12 @@ pub const LIVE: [&str; 14] = [
     "authorize.serve_when_origin_down",
     "mirror.hub",
     "mirror.cdn",
+    "mirror.url",
     "proxy.allow",
     "proxy.ports",
     "rules",
     "swarm.upload_rate",
+    "swarm.download_rate",
     "swarm.uploads",
     "limits.connections",
 ];

@@ -180,8 +180,7 @@ impl Exchange {
         self.way = Way::Mirror;
         if let (Some(hub), Some(host)) = (self.front().hub(), self.head.host()) {
             let hub = hub.as_str().trim_end_matches('/').to_owned();
-            let ours = self.shard.node.config.mirror.url.as_deref();
-            let ours = ours.map_or_else(|| format!("http://{host}"), |url| url.trim_end_matches('/').to_owned());
+            let ours = self.front().mirror(host);
             self.base = Some(Base { ours, hub });
         }
     }

@@ -77,6 +77,8 @@ pub struct Front {
     ports: Vec<u16>,
     hub: Option<Url>,
     cdn: Option<Url>,
+    /// What clients of the mirror call it by, where that is not the name that they ask for; no slash at the end.
+    url: Option<String>,
 }
 
 #[derive(Debug)]
@@ -136,6 +138,7 @@ impl Front {
             ports: config.proxy.ports.clone(),
             hub: config.mirror.hub.as_deref().and_then(|hub| Url::parse(hub).ok()),
             cdn: config.mirror.cdn.as_deref().and_then(|cdn| Url::parse(cdn).ok()),
+            url: config.mirror.url.as_deref().map(|url| url.trim_end_matches('/').to_owned()),
         })
     }
 
@@ -152,6 +155,11 @@ impl Front {
     /// The CDN whose files this node has under its own address.
     pub fn cdn(&self) -> Option<&Url> {
         self.cdn.as_ref().filter(|cdn| cdn.host_str().is_some_and(|host| self.serves(host)))
+    }
+
+    /// The mirror, as a client follows its URLs that called it `host`.
+    pub fn mirror(&self, host: &Authority) -> String {
+        self.url.clone().unwrap_or_else(|| format!("http://{host}"))
     }
 
     /// Whether clients of the proxy may reach this place, as far as its name tells.

@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration is read again, what can change in a running node changes, and the rest is named.
 
-use std::fmt;
+use std::{fmt, sync::PoisonError};
 
 use super::{Node, NodeError, build};
 use crate::{
@@ -73,6 +73,7 @@ fn apply(node: &Node, now: &Config, new: &Config) -> Result<(), NodeError> {
     node.origin.set_rate(new.origin.rate.0);
     if let Some(cluster) = &node.cluster {
         cluster.uploads.set_bounds(u32::from(new.swarm.uploads), new.swarm.upload_rate.0);
+        cluster.pace.lock().unwrap_or_else(PoisonError::into_inner).set_rate(new.swarm.download_rate.0);
     }
     node.connections.set_max(new.limits.connections as usize);
     Ok(())
