@@ -138,9 +138,7 @@ impl Preheats {
     fn spreading(&self, id: u64, held: &Arc<Held>, spreading: Spreading) {
         if let Some(job) = self.lock().jobs.get_mut(&id) {
             job.nodes = Some(spreading);
-            if held.bitmap().is_full() {
-                job.stand = Stand::Spreading(Arc::clone(held));
-            }
+            job.stand = Stand::Spreading(Arc::clone(held));
         }
     }
 

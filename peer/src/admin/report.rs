@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::metrics::Totals;
 
@@ -68,6 +69,14 @@ pub struct PreheatWanted {
     /// Which other nodes are to hold it too; none where it is for this node alone.
     #[serde(default)]
     pub nodes: Option<PreheatScope>,
+}
+
+impl PreheatWanted {
+    /// The file at a URL, asked for with these header lines.
+    pub fn of(url: &Url, lines: &[(String, Vec<u8>)]) -> Self {
+        let text = |(name, value): &(String, Vec<u8>)| (name.clone(), String::from_utf8_lossy(value).into_owned());
+        Self { url: url.to_string(), headers: lines.iter().map(text).collect(), ..Self::default() }
+    }
 }
 
 /// Which other nodes are to hold a file.

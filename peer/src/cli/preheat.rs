@@ -133,13 +133,8 @@ impl Preheat {
 
     /// Gives the node one file, as soon as it takes it.
     async fn hand_over(&self, place: Place) -> Result<admin::Preheat, CliError> {
-        let text = |(name, value): (String, Vec<u8>)| (name, String::from_utf8_lossy(&value).into_owned());
-        let wanted = PreheatWanted {
-            url: place.url.to_string(),
-            headers: place.lines.into_iter().map(text).collect(),
-            pin: self.pin,
-            nodes: self.nodes(),
-        };
+        let wanted =
+            PreheatWanted { pin: self.pin, nodes: self.nodes(), ..PreheatWanted::of(&place.url, &place.lines) };
         loop {
             let taken = block_in_place(|| client::post(&self.node.admin, "/v1/preheats", &wanted))?;
             if let Some(PreheatTaken { id }) = taken {

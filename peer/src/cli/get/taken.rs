@@ -53,9 +53,7 @@ pub(crate) async fn take(
 
 /// Has the node bring the file.
 async fn brought(admin: &str, url: &Url, lines: &Lines, bar: &Bar) -> Option<Preheat> {
-    let text = |(name, value): &(String, Vec<u8>)| (name.clone(), String::from_utf8_lossy(value).into_owned());
-    let headers = lines.iter().map(text).collect();
-    let wanted = PreheatWanted { url: url.to_string(), headers, ..PreheatWanted::default() };
+    let wanted = PreheatWanted::of(url, lines);
     let taken = block_in_place(|| client::post::<PreheatTaken>(admin, "/v1/preheats", &wanted)).ok().flatten()?;
     loop {
         let all = block_in_place(|| client::get::<Vec<Preheat>>(admin, "/v1/preheats")).ok()?;
