@@ -262,12 +262,13 @@ fn a_node_and_a_task_have_details(browser: &Browser) {
     browser.until("document.querySelector('#detail-body').textContent.includes('cdn-lfs.example')");
     browser.until("document.querySelectorAll('#detail-body tbody tr').length > 0");
     browser.window(&picture("task"));
-    browser.find("#detail-close").click();
 }
 
 fn a_task_is_spread_to_seeds(browser: &Browser, runtime: &tokio::runtime::Runtime, nodes: &[Node]) {
     nodes.iter().for_each(|node| drop(node.preheats()));
-    browser.eval(&format!("document.querySelector('#tasks .open[title=\"{}\"]').click()", "03".repeat(32)));
+    let open = format!("document.querySelector('#tasks .open[title=\"{}\"]').click()", "03".repeat(32));
+    // The window of before tells that it was closed only after this one is open.
+    browser.eval(&format!("(document.querySelector('#detail-close').click(), {open})"));
     browser.until("document.querySelector('#detail').open && !document.querySelector('#spread').hidden");
     browser.find("#spread-label").write("zone");
     browser.find("#spread-go").click();

@@ -116,7 +116,10 @@ impl Browser {
             }
             // A script ends with its document, when another one is loaded.
             let why = answer["message"].as_str().unwrap_or_default();
-            assert!(began.elapsed() < LONG / 2, "never came true: {expression}: {why}");
+            if began.elapsed() >= LONG / 2 {
+                let shown = self.eval("(document.querySelector('dialog[open]') || document.body).innerText");
+                panic!("never came true: {expression}: {why}\nerrors: {:?}\nshown: {shown}", self.errors());
+            }
         }
     }
 
