@@ -170,6 +170,14 @@ section! {
         /// Addresses to use instead of asking DNS, by `host` or `host:port`: {cdn.example: "192.0.2.7:443"}. Such an address may
         /// be private. Default none.
         overrides: BTreeMap<String, SocketAddr> = BTreeMap::new(),
+        /// The HTTP proxy by which everything outside is reached, where the network has no other way out: http://host:port. It is
+        /// asked for a tunnel (CONNECT) for each connection, and it resolves names, so that `allow_private` holds only for
+        /// addresses in URLs. HTTPS_PROXY is not looked at: it may name this very node. Default null: straight.
+        proxy: Option<String> = None,
+        /// A file with the line `name:password` for `proxy` (Basic). Cost: they travel unencrypted. Default null: none.
+        proxy_login: Option<PathBuf> = None,
+        /// Hosts that are reached without `proxy`: a name is for itself and every name below it. Default none.
+        no_proxy: Vec<String> = Vec::new(),
         /// How long connecting, the TLS handshake included, may take. Unit: time. Default 10s: the time in which the Hub's
         /// clients give up reading.
         connect_timeout: Period = Period::secs(10),

@@ -34,7 +34,7 @@ use crate::{
     replaceable::{Replaceable, TooOften},
     shard::{Connections, Pulses, Shard},
     store::{Store, StoreError},
-    swarm::{Origin, TrustError},
+    swarm::{Origin, TrustError, upstream::UpstreamError},
     task::id::Rules,
     tls::{Authority, AuthorityError, NameError, Suffixes},
     uring::{
@@ -86,6 +86,17 @@ pub enum NodeError {
     /// The origins' certificate authorities.
     #[error("origin.extra_cas: {0}")]
     Trust(#[from] TrustError),
+    /// The proxy by which origins are reached.
+    #[error("origin.proxy: {0}")]
+    Upstream(#[from] UpstreamError),
+    /// The file of its name and password.
+    #[error("origin.proxy_login: {file}: {source}")]
+    LoginFile {
+        /// Which.
+        file: String,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Query parameters to leave out.
     #[error("filter.drop_params: {0}")]
     Filter(#[from] crate::task::filter::PatternError),

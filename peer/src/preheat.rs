@@ -291,7 +291,7 @@ fn spread(
     scope: &Scope,
 ) -> Result<Followed, String> {
     let node = &shard.node;
-    let cluster = node.cluster.as_ref().filter(|_| is_led(shard));
+    let cluster = node.cluster.as_ref().filter(|_| is_led(shard, &source.held.meta.id));
     let cluster = cluster.ok_or("other nodes cannot be told: no scheduler answers")?;
     let name = terms.identity(&request.url, &node.rules).to_content_name();
     let name = name.ok_or("other nodes cannot be told: the file has no hash for a name, only its URL")?;
@@ -322,7 +322,9 @@ async fn follow(shard: &Shard, id: u64, held: &Arc<Held>, mut followed: Followed
             Err(_) if now.is_none() => {
                 return Err("the scheduler says nothing of other nodes: it may be older than this one".to_owned());
             }
-            Err(_) if !is_led(shard) => return Err("the scheduler was lost: it cannot say who has it".to_owned()),
+            Err(_) if !is_led(shard, &held.meta.id) => {
+                return Err("the scheduler was lost: it cannot say who has it".to_owned());
+            }
             Err(_) if tokio::time::Instant::now() > deadline => {
                 return Err("other nodes did not get it in time".to_owned());
             }
@@ -331,9 +333,9 @@ async fn follow(shard: &Shard, id: u64, held: &Arc<Held>, mut followed: Followed
     }
 }
 
-/// Whether there is a scheduler to tell.
-fn is_led(shard: &Shard) -> bool {
-    let standing = shard.node.cluster.as_ref().map(|cluster| cluster.exchange.standing());
+/// Whether the task's scheduler can be told.
+fn is_led(shard: &Shard, task: &TaskId) -> bool {
+    let standing = shard.node.cluster.as_ref().map(|cluster| cluster.exchange.standing_of(task));
     matches!(standing, Some(Standing::Up { .. }))
 }
 

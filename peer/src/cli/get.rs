@@ -38,7 +38,7 @@ Exit codes:
   4  the bytes do not have the SHA-256 that the Hub or --digest names; nothing is left of them
 
 Where no node answers, files come straight from the origin, and a line says so.
-SSL_CERT_FILE names certificates to trust beside the system's.";
+SSL_CERT_FILE names certificates to trust beside the system's, HTTPS_PROXY and NO_PROXY the way to what is not asked of the node.";
 
 /// The command's arguments.
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, Period, Quota, Size};
+use crate::swarm::upstream::Upstream;
 
 /// A value that cannot work; says which and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,6 +217,12 @@ impl Config {
                 return wrong("origin.overrides", format!("`{place}` {reason}"));
             }
         }
+        if let Some(reason) = self.origin.proxy.as_deref().and_then(proxy_problem) {
+            return wrong("origin.proxy", reason);
+        }
+        if self.origin.proxy.is_none() && self.origin.proxy_login.is_some() {
+            return wrong("origin.proxy_login", "is for origin.proxy, which is not set".to_owned());
+        }
         let mirror = &self.mirror;
         for (key, url) in [("mirror.hub", &mirror.hub), ("mirror.cdn", &mirror.cdn), ("mirror.url", &mirror.url)] {
             if let Some(reason) = url.as_deref().and_then(hub_problem) {
@@ -229,6 +236,16 @@ impl Config {
         let odd = |name: &&String| name.is_empty() || *name == "*" || name.contains(['=', '&', '?']);
         let name = self.filter.drop_params.iter().find(odd)?;
         wrong("filter.drop_params", format!("`{name}` is no name of a query parameter"))
+    }
+}
+
+fn proxy_problem(proxy: &str) -> Option<String> {
+    match Upstream::new(proxy) {
+        Ok(proxy) if proxy.has_login() => Some(
+            "must hold no password, which would be shown with the configuration: see origin.proxy_login".to_owned(),
+        ),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
     }
 }
 

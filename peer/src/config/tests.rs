@@ -164,6 +164,9 @@ fn contradictions_are_named_with_their_keys() {
         ("filter.drop_params=a=b", "`a=b` is no name of a query parameter"),
         ("origin.retry_backoff=1min", "origin.retry_max: must be at least origin.retry_backoff"),
         ("scheduler.page=127.0.0.1:65100", "scheduler.page: port 65100 is already taken by scheduler.listen"),
+        ("origin.proxy=https://proxy:3128", "origin.proxy: must begin with http://"),
+        ("origin.proxy=http://a:b@proxy:3128", "must hold no password"),
+        ("origin.proxy_login=/etc/pondhawk/login", "origin.proxy_login: is for origin.proxy, which is not set"),
         ("intercept.bypass_for=0s", "intercept.bypass_for: must be from 1s to 1d"),
     ];
     for (setting, message) in expected {

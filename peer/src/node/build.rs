@@ -21,7 +21,7 @@ use crate::{
     replaceable::Replaceable,
     shard::{Connections, Pulses},
     store::{self, Store},
-    swarm::{Origin, OriginOptions, retry::Backoff},
+    swarm::{Origin, OriginOptions, retry::Backoff, upstream::Upstream},
     task::{Filter, Rules},
     tls::{Authority, LeafCache, Suffixes, server_config},
     uring::{Listener, probe::Features},
@@ -54,7 +54,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
     bind_unix(&config, &mut shares)?;
     let interceptor = start_interception(&config, &mut shares, &mut bound)?;
     let metrics = Metrics::new();
-    let origin = Origin::new(origin_options(&config, interceptor.is_ok(), &metrics))?;
+    let origin = Origin::new(origin_options(&config, interceptor.is_ok(), &metrics)?)?;
     let tls = Tls { config: server_config(Arc::new(LeafCache::new(Arc::clone(&authority))))?, authority };
     let rules = Rules {
         content_hosts: suffixes.iter().map(str::to_owned).collect(),
@@ -253,14 +253,15 @@ fn chain(error: &InterceptError) -> String {
     text
 }
 
-fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -> OriginOptions {
+fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -> Result<OriginOptions, NodeError> {
     let settings = &config.origin;
-    OriginOptions {
+    Ok(OriginOptions {
         mark: Some(config.intercept.mark.0).filter(|mark| *mark != 0),
         mark_required: intercepting,
         extra_cas: settings.extra_cas.clone(),
         allow_private: settings.allow_private,
         overrides: settings.overrides.iter().map(|(place, address)| (place.clone(), *address)).collect(),
+        proxy: upstream(settings)?,
         connections_per_host: usize::from(settings.connections_per_host),
         rate: settings.rate.0,
         connect_timeout: settings.connect_timeout.get(),
@@ -269,7 +270,18 @@ fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -
         max_redirects: usize::from(settings.redirects),
         metrics: Arc::clone(metrics),
         ..OriginOptions::default()
-    }
+    })
+}
+
+/// The proxy by which origins are reached, with its credentials.
+fn upstream(settings: &config::Origin) -> Result<Option<Upstream>, NodeError> {
+    let Some(url) = &settings.proxy else { return Ok(None) };
+    let proxy = Upstream::new(url)?.without(&settings.no_proxy);
+    let Some(file) = &settings.proxy_login else { return Ok(Some(proxy)) };
+    let failed = |source| NodeError::LoginFile { file: file.display().to_string(), source };
+    let text = std::fs::read_to_string(file).map_err(failed)?;
+    let with_login = proxy.with_login(text.trim_end_matches(['\r', '\n']));
+    with_login.map(Some).map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
 }
 
 /// What the configuration says of authorisation.

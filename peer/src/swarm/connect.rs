@@ -12,12 +12,16 @@ use std::{
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream, lookup_host},
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{address, error::OriginError};
+use super::{
+    address,
+    error::OriginError,
+    upstream::{self, Upstream},
+};
 use crate::tls::bundle::SYSTEM_BUNDLES;
 
 /// Addresses of one name that are tried before the origin counts as unreachable.
@@ -42,6 +46,8 @@ pub(super) struct ConnectOptions {
     pub allow_private: bool,
     /// `host` or `host:port` to the address that serves it, whatever DNS says; the address rule does not apply to these.
     pub overrides: Vec<(String, SocketAddr)>,
+    /// By which proxy, and what not.
+    pub proxy: Option<Upstream>,
     /// For name, TCP and TLS together.
     pub timeout: Duration,
 }
@@ -62,7 +68,7 @@ pub(super) type Stream = TokioIo<Box<dyn Duplex>>;
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// Host and port to their addresses, and since when these are known.
+/// Host and port to their addresses, permitted or not, and since when these are known.
 type Names = HashMap<(String, u16), (Instant, Vec<SocketAddr>)>;
 
 /// Makes connections; shared by all shards.
@@ -120,31 +126,73 @@ impl Connector {
     }
 
     async fn reach(&self, place: &Place, deadline: Instant, at: &str) -> Result<TcpStream, OriginError> {
+        if let Some(proxy) = self.options.proxy.as_ref().filter(|proxy| proxy.is_for(&place.host)) {
+            return self.through(proxy, place, deadline, at).await;
+        }
         let late = |_| OriginError::Timeout { at: at.to_owned(), waiting: "resolving the name" };
         let addresses = timeout_at(deadline, self.addresses(place, at)).await.map_err(late)??;
         self.connect_one_of(&addresses, deadline, at).await
     }
 
-    /// The permitted addresses of `place`, remembered for [`NAME_TTL`].
+    /// A tunnel to `place`. A name is left to the proxy, and with it the rule for the addresses behind it.
+    async fn through(
+        &self,
+        proxy: &Upstream,
+        place: &Place,
+        deadline: Instant,
+        at: &str,
+    ) -> Result<TcpStream, OriginError> {
+        let target = match (self.overridden(place), place.host.parse::<IpAddr>()) {
+            (Some(fixed), _) => fixed.to_string(),
+            (None, Ok(literal)) => self.permit(vec![SocketAddr::new(literal, place.port)], at)?[0].to_string(),
+            (None, Err(_)) => format!("{}:{}", place.host, place.port),
+        };
+        let failed = |why: String| OriginError::Proxy { at: at.to_owned(), proxy: proxy.to_string(), why };
+        let (host, port) = proxy.place();
+        let late = |_| failed("its name was not resolved in time".to_owned());
+        let found = timeout_at(deadline, self.look_up(host, port)).await.map_err(late)?;
+        let addresses = found.map_err(|error| failed(format!("its name was not resolved: {error}")))?;
+        let addresses = &addresses[..addresses.len().min(MAX_ADDRESSES)];
+        let mut socket = match self.connect_one_of(addresses, deadline, at).await {
+            Err(OriginError::Connect { source, .. }) => return Err(failed(format!("no connection to it: {source}"))),
+            Err(OriginError::Timeout { .. }) => return Err(failed("no connection to it in time".to_owned())),
+            other => other?,
+        };
+        match timeout_at(deadline, open_tunnel(&mut socket, proxy, &target)).await {
+            Ok(Ok(200..=299)) => Ok(socket),
+            // tinyproxy says 401 to a wrong password.
+            Ok(Ok(401 | 407)) => Err(OriginError::Login { at: at.to_owned(), proxy: proxy.to_string() }),
+            Ok(Ok(status)) => Err(failed(format!("it answered {status} to CONNECT {target}"))),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(failed(format!("it did not answer CONNECT {target} in time"))),
+        }
+    }
+
+    /// The permitted addresses of `place`.
     async fn addresses(&self, place: &Place, at: &str) -> Result<Vec<SocketAddr>, OriginError> {
         if let Some(fixed) = self.overridden(place) {
             return Ok(vec![fixed]);
         }
-        if let Ok(literal) = place.host.parse::<IpAddr>() {
-            return self.permit(vec![SocketAddr::new(literal, place.port)], at);
+        let resolve = |source| OriginError::Resolve { at: at.to_owned(), source };
+        let found = self.look_up(&place.host, place.port).await.map_err(resolve)?;
+        self.permit(found, at)
+    }
+
+    /// All addresses of a host, at least one; those of a name are remembered for [`NAME_TTL`].
+    async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(literal) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(literal, port)]);
         }
-        let key = (place.host.clone(), place.port);
+        let key = (host.to_owned(), port);
         if let Some(known) = self.remembered(&key) {
             return Ok(known);
         }
-        let resolve = |source| OriginError::Resolve { at: at.to_owned(), source };
-        let found: Vec<_> = lookup_host((place.host.as_str(), place.port)).await.map_err(resolve)?.collect();
+        let found: Vec<_> = lookup_host((host, port)).await?.collect();
         if found.is_empty() {
-            return Err(resolve(io::Error::new(io::ErrorKind::NotFound, "no address")));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no address"));
         }
-        let permitted = self.permit(found, at)?;
-        self.remember(key, permitted.clone());
-        Ok(permitted)
+        self.remember(key, found.clone());
+        Ok(found)
     }
 
     fn overridden(&self, place: &Place) -> Option<SocketAddr> {
@@ -209,6 +257,28 @@ impl Connector {
         socket.set_nodelay(true).map_err(failed)?;
         options.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE)).map_err(failed)?;
         Ok(socket)
+    }
+}
+
+/// Asks the proxy for a tunnel and reads the head of its answer, and nothing of what comes out of the tunnel; gives its status.
+async fn open_tunnel(socket: &mut TcpStream, proxy: &Upstream, target: &str) -> io::Result<u16> {
+    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    socket.write_all(proxy.request(target).as_bytes()).await?;
+    let (mut head, mut seen) = (Vec::new(), [0; 1024]);
+    loop {
+        let there = socket.peek(&mut seen).await?;
+        if there == 0 {
+            return Err(wrong("it closed the connection instead of an answer"));
+        }
+        let (take, over) = upstream::of_head(&head, &seen[..there]);
+        socket.read_exact(&mut seen[..take]).await?;
+        head.extend_from_slice(&seen[..take]);
+        if over {
+            return upstream::status(&head).ok_or_else(|| wrong("its answer is not HTTP"));
+        }
+        if head.len() > upstream::MAX_HEAD {
+            return Err(wrong("the head of its answer is too long"));
+        }
     }
 }
 

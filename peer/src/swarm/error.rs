@@ -44,6 +44,12 @@ pub enum OriginError {
     /// No TCP connection.
     #[error("{at}: no connection: {source}")]
     Connect { at: String, source: io::Error },
+    /// The proxy between the node and its origins gave no tunnel: blames the proxy.
+    #[error("{at}: by way of the proxy {proxy}: {why}")]
+    Proxy { at: String, proxy: String, why: String },
+    /// The proxy between the node and its origins wants other credentials.
+    #[error("{at}: the proxy {proxy} wants a name and password, or other ones")]
+    Login { at: String, proxy: String },
     /// The socket could not be marked while interception needs the mark.
     #[error("{at}: the socket mark that keeps interception off needs CAP_NET_ADMIN: {source}")]
     Mark { at: String, source: io::Error },
@@ -82,11 +88,13 @@ impl OriginError {
         match self {
             Self::Status { answer, .. } => retry::classify_status(answer.status.as_u16(), answer.retry_after),
             Self::Resolve { .. } | Self::Connect { .. } | Self::Timeout { .. } | Self::Cut { .. } => Class::transient(),
+            Self::Proxy { .. } => Class::transient(),
             Self::Busy { .. } => Class::Busy,
             Self::Changed { .. } => Class::Changed,
             Self::IgnoredRange { .. } => Class::IgnoredRange,
             Self::Malformed { .. } => Class::transient(),
             Self::Url { .. } | Self::Client { .. } | Self::Refused { .. } | Self::Mark { .. } => Class::Fatal,
+            Self::Login { .. } => Class::Fatal,
             Self::Tls { .. } | Self::Redirect { .. } => Class::Fatal,
         }
     }

@@ -17,6 +17,7 @@ mod run;
 mod seats;
 pub mod session;
 mod share;
+pub mod upstream;
 
 pub use driver::{DownloadError, DriverOptions, Handle, Offer, ReaderGuard, Status};
 pub use origin::{Answer, Expected, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Probe, TrustError};

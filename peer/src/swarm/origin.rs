@@ -34,6 +34,7 @@ use super::{
     pool::{Lane, Pool, RequestBody, Sender},
     request::{content_range, detached, drop_hop_by_hop, etag_of, for_bytes, forwarded, label, place_of, retry_after},
     retry::Class,
+    upstream::Upstream,
 };
 pub use super::{
     body::OriginBody,
@@ -61,6 +62,8 @@ pub struct OriginOptions {
     pub allow_private: bool,
     /// `host` or `host:port` to the address that serves it; exempt from the address rule.
     pub overrides: Vec<(String, SocketAddr)>,
+    /// The proxy by which origins are reached.
+    pub proxy: Option<Upstream>,
     /// Ranges in flight to one host at once; probes have as many of their own.
     pub connections_per_host: usize,
     /// For name, TCP and TLS of one connection.
@@ -87,6 +90,7 @@ impl Default for OriginOptions {
             extra_cas: Vec::new(),
             allow_private: false,
             overrides: Vec::new(),
+            proxy: None,
             connections_per_host: 16,
             connect_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(9),
@@ -117,6 +121,7 @@ impl Origin {
             extra_cas: options.extra_cas.clone(),
             allow_private: options.allow_private,
             overrides: options.overrides.clone(),
+            proxy: options.proxy.clone(),
             timeout: options.connect_timeout,
         })?;
         let pool = Arc::new(Pool::new(options.connections_per_host));

@@ -69,6 +69,7 @@ const TOOLS: &[Tool] = &[
         "a client, and how the lab asks its nodes",
     ),
     tool("wget", Presence::Program("wget"), &[Part::Test], "a client that the tests run"),
+    tool("tinyproxy-bin", Presence::Program("tinyproxy"), &[Part::Test], "a proxy that the tests put before origins"),
     tool("aria2", Presence::Program("aria2c"), &[Part::Test], "a client that the tests run"),
     tool(
         "openssl",

@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "peer/src/intercept/client_hello.rs",
     "peer/src/swarm/download.rs",
     "peer/src/swarm/download/",
+    "peer/src/swarm/upstream.rs",
     "peer/src/store/layout.rs",
     "peer/src/store/evict.rs",
     "peer/src/wire/frame.rs",

@@ -1,5 +1,7 @@
 //! Names that others choose, and how URLs spell them [pure].
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
 /// Bytes of one component at most: what file systems take (NAME_MAX).
 const COMPONENT_LEN: usize = 255;
 /// Bytes of a whole path at most (PATH_MAX).
@@ -17,40 +19,23 @@ pub(crate) fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// A path in a URL: all but RFC 3986's unreserved characters and slashes is escaped.
+/// RFC 3986's unreserved characters stay as they are.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const OF_PATHS: &AsciiSet = &RESERVED.remove(b'/');
+
+/// A path in a URL: all but unreserved characters and slashes is escaped.
 pub(crate) fn encode(path: &str) -> String {
-    escape(path, b"-._~/")
+    utf8_percent_encode(path, OF_PATHS).to_string()
 }
 
 /// As [`encode`], slashes too.
 pub(crate) fn encode_all(text: &str) -> String {
-    escape(text, b"-._~")
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// Undoes percent-encoding; a broken escape stays as it is, what is not UTF-8 becomes U+FFFD.
 pub(crate) fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while at < bytes.len() {
-        let digits = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => (out.push(byte), at += 3).0,
-            None => (out.push(bytes[at]), at += 1).0,
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-fn escape(text: &str, kept: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte.is_ascii_alphanumeric() || kept.contains(&byte) {
-            true => out.push(char::from(byte)),
-            false => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

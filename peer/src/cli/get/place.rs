@@ -66,6 +66,11 @@ impl Folder {
         Ok(Self { fd, path })
     }
 
+    /// Bytes that its user may still write in its file system; none where that does not tell.
+    pub(crate) fn free(&self) -> Option<u64> {
+        sys::fstatvfs(&self.fd).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// A folder below, made if it is not there. A link that leads out of this folder is not followed.
     pub(crate) fn below(&self, path: &str) -> Result<Self, GetError> {
         let shown = self.path.join(path);

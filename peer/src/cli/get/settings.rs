@@ -10,7 +10,11 @@ use super::{
     filter::Filter,
     web::{Lines, Way},
 };
-use crate::{cli::Settings, task::id::parse_hex32};
+use crate::{
+    cli::Settings,
+    swarm::upstream::{Upstream, UpstreamError},
+    task::id::parse_hex32,
+};
 
 const ENDPOINT: &str = "https://huggingface.co";
 const NODE: &str = "127.0.0.1:65001";
@@ -89,7 +93,7 @@ fn header(line: &str) -> Result<(String, Vec<u8>), GetError> {
 }
 
 /// The ports of the configuration that `pondhawk up` reads here; whoever may not read it has the defaults.
-fn configured() -> (String, Option<String>) {
+pub(super) fn configured() -> (String, Option<String>) {
     let settings = Settings { config: variable("PONDHAWK_CONFIG").map(PathBuf::from), set: Vec::new() };
     let reached = |address: SocketAddr| match address.ip().is_unspecified() {
         true => format!("127.0.0.1:{}", address.port()),
@@ -99,6 +103,33 @@ fn configured() -> (String, Option<String>) {
         Ok(listen) => (listen.proxy.0.map_or_else(|| NODE.to_owned(), reached), listen.admin.0.map(reached)),
         Err(_) => (NODE.to_owned(), on_the_host_of(NODE)),
     }
+}
+
+/// The proxy that `HTTPS_PROXY` names, and not for what `NO_PROXY` does; none where that is the node itself.
+pub(super) fn upstream(
+    variable: impl Fn(&str) -> Option<String>,
+    nodes: &[&str],
+) -> Result<Option<Upstream>, UpstreamError> {
+    let named = |lower: &str, upper: &str| variable(lower).or_else(|| variable(upper));
+    let Some(url) = named("https_proxy", "HTTPS_PROXY") else { return Ok(None) };
+    // As curl and Python's clients take it.
+    let proxy = Upstream::new(&if url.contains("://") { url } else { format!("http://{url}") })?;
+    let own = |node: &str| {
+        let place = proxy.to_string();
+        let same_port = node.rsplit_once(':').is_some_and(|(_, port)| port == proxy.place().1.to_string());
+        node == place || (same_port && is_this_machine(node) && is_this_machine(&place))
+    };
+    if nodes.iter().any(|node| own(node)) {
+        return Ok(None);
+    }
+    let direct = named("no_proxy", "NO_PROXY").unwrap_or_default();
+    Ok(Some(proxy.without(direct.split(','))))
+}
+
+/// Whether `host:port` is a loopback address.
+pub(super) fn is_this_machine(place: &str) -> bool {
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Where the admin port of a node is usually.
@@ -119,6 +150,25 @@ pub(super) fn variable(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_s_proxy_is_taken_unless_it_is_the_node() {
+        let of = |pairs: &[(&str, &str)]| {
+            let variable =
+                |name: &str| pairs.iter().find(|(held, _)| *held == name).map(|(_, text)| (*text).to_owned());
+            upstream(variable, &["127.0.0.1:65001", "node.example:7"])
+        };
+        assert_eq!(of(&[]), Ok(None));
+        let plain = of(&[("HTTPS_PROXY", "http://other:1"), ("https_proxy", "proxy.example:3128")]).unwrap().unwrap();
+        assert_eq!(plain.place(), ("proxy.example", 3128));
+        for own in ["http://localhost:65001", "http://127.0.0.1:65001/", "http://node.example:7"] {
+            assert_eq!(of(&[("HTTPS_PROXY", own)]), Ok(None), "{own}");
+        }
+        assert!(of(&[("HTTPS_PROXY", "http://127.0.0.1:65002")]).unwrap().is_some());
+        assert!(of(&[("HTTPS_PROXY", "socks5://proxy:1")]).is_err());
+        let some = of(&[("HTTPS_PROXY", "http://p"), ("NO_PROXY", "a.example, b.example")]).unwrap().unwrap();
+        assert_eq!(some, Upstream::new("http://p").unwrap().without(["a.example", "b.example"]));
+    }
 
     #[test]
     fn a_header_is_a_name_and_a_value_on_one_line() {

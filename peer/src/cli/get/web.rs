@@ -25,6 +25,7 @@ use super::{
     error::{GetError, label},
     names,
     progress::Progress,
+    settings::{configured, is_this_machine, upstream, variable},
 };
 use crate::{
     admin::Task,
@@ -96,10 +97,14 @@ pub(crate) struct Web {
 }
 
 impl Web {
-    /// Reads the trusted certificates: the system's, and those that SSL_CERT_FILE names.
+    /// Reads the trusted certificates (the system's, and those that SSL_CERT_FILE names) and the proxy that HTTPS_PROXY names.
     pub(crate) fn new(way: Way, endpoint: &Url, progress: Progress) -> Result<Self, GetError> {
         let extra = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty());
+        let configured = configured().0;
+        let nodes: Vec<&str> = way.node.as_deref().into_iter().chain([configured.as_str()]).collect();
+        let proxy = upstream(variable, &nodes).map_err(|error| GetError::Usage(format!("HTTPS_PROXY: {error}")))?;
         let origin = Origin::new(OriginOptions {
+            proxy,
             // Not caught by the interception of this machine, where the right to set it is there.
             mark: Some(crate::config::Config::default().intercept.mark.0),
             extra_cas: extra.into_iter().map(Into::into).collect(),
@@ -291,11 +296,6 @@ fn first_line(body: &[u8]) -> Option<String> {
 fn is_unserved(reply: &Reply) -> bool {
     let said = reply.header("x-pondhawk-error").unwrap_or_default();
     matches!(reply.status, 403 | 421) && ["intercept.hosts", "proxy.allow"].iter().any(|key| said.contains(key))
-}
-
-fn is_this_machine(node: &str) -> bool {
-    let host = node.rsplit_once(':').map_or(node, |(host, _)| host).trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// In absolute form, with the URL's own scheme: the node goes to the origin by it.

@@ -17,7 +17,7 @@ use super::{
     transfer::{Got, Promise, Source, Transfer, tag},
     web::Web,
 };
-use crate::task::id::hex;
+use crate::{cli::human, task::id::hex};
 
 /// What all files of one command share.
 struct Run {
@@ -166,7 +166,9 @@ async fn many(
         }
     };
     (report.commit, report.path) = (Some(commit.clone()), Some(path));
-    progress.expect(files.len(), files.iter().map(|file| file.size).sum());
+    let wanted = files.iter().map(|file| file.size).sum();
+    progress.expect(files.len(), wanted);
+    note_room(&progress, &to, wanted);
     let (run, reference) = (Arc::new(Run { web, hub, progress, digest: None, to }), Arc::new(reference));
     let job = |entry: Entry| Job {
         reference: Arc::clone(&reference),
@@ -177,6 +179,14 @@ async fn many(
     };
     each(&run, files.into_iter().map(job), usize::from(get.jobs), report).await?;
     run.note_revision(&reference.revision)
+}
+
+/// What is there already, or shares blocks with the store, needs none: it is no error yet.
+fn note_room(progress: &Progress, to: &Destination, wanted: u64) {
+    let (Destination::Folder(folder) | Destination::File(folder, _) | Destination::Cache(folder, _)) = to;
+    if let Some(free) = folder.free().filter(|free| *free < wanted) {
+        progress.note(&format!("{} are wanted, and {} are free there", human::size(wanted), human::size(free)));
+    }
 }
 
 async fn each(
