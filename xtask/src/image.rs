@@ -1,5 +1,5 @@
-//! `cargo xtask image`: the node and the scheduler as a container image, from nothing but what was built here: no base image, no
-//! registry, no network.
+//! `cargo xtask image`: node, scheduler and load generator as a container image, from nothing but what was built here: no base
+//! image, no registry, no network.
 
 use std::{
     fmt::Write as _,
@@ -17,8 +17,10 @@ use crate::{
     statics::{self, Static},
 };
 
-/// What the image runs: a node by default, a scheduler with another entry point.
-const PROGRAMS: [&str; 2] = ["pondhawk", "pondhawk-scheduler"];
+/// What the image runs: a node by default, the others with another entry point.
+const PROGRAMS: [&str; 3] = ["pondhawk", "pondhawk-scheduler", "pondhawk-bench"];
+/// Those with a data directory: it leads to the volume.
+const STATEFUL: [&str; 2] = ["pondhawk", "pondhawk-scheduler"];
 /// Debian's own certificate authorities, without what somebody added to this machine's.
 const AUTHORITIES: &str = "/usr/share/ca-certificates/mozilla";
 /// glibc's default asks DNS first; pods expect their /etc/hosts to win.
@@ -76,7 +78,7 @@ fn lay_out(root: &Path, folder: &Path, built: &Static) -> Result<()> {
         fs::create_dir_all(files.join(folder)).context("cannot create the volume's folder")?;
     }
     // Not by the environment, which would win over a configuration file.
-    for name in PROGRAMS {
+    for name in STATEFUL {
         symlink("/data", files.join("var/lib").join(name)).context("cannot lead the data directory to the volume")?;
     }
     let recipe = root.join("deploy/image/Containerfile");
@@ -131,7 +133,10 @@ fn build(folder: &Path, tag: &str, source: &Source) -> Command {
     }
     let labels = [
         ("title", Some("Pondhawk")),
-        ("description", Some("Downloads every model and data set once for a whole cluster: a node, and a scheduler")),
+        (
+            "description",
+            Some("Downloads every model and data set once for a whole cluster: a node, a scheduler, a load generator"),
+        ),
         ("licenses", Some(env!("CARGO_PKG_LICENSE"))),
         ("version", Some(env!("CARGO_PKG_VERSION"))),
         ("revision", source.revision.as_deref()),
