@@ -26,6 +26,9 @@ pub const SCHEDULER_NAME: &str = "scheduler.pondhawk.internal";
 pub const PEER_SUFFIX: &str = ".peer.pondhawk.internal";
 const DOMAIN: &str = "pondhawk.internal";
 const CA_LIFE: time::Duration = time::Duration::days(3650);
+pub(crate) const CERT: &str = "swarm-ca.pem";
+pub(crate) const KEY: &str = "swarm-ca.key";
+pub(crate) const SECRET: &str = "token.secret";
 /// For peers whose clock is behind.
 const BACKDATE: time::Duration = time::Duration::hours(1);
 const TOKEN_PREFIX: &str = "ph1";
@@ -83,7 +86,7 @@ impl Authority {
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| file(dir, source))?;
         let _turn = lock(dir)?;
-        let (cert_path, key_path) = (dir.join("swarm-ca.pem"), dir.join("swarm-ca.key"));
+        let (cert_path, key_path) = (dir.join(CERT), dir.join(KEY));
         if !cert_path.exists() {
             let key = match key_path.exists() {
                 true => read_key(&key_path)?,
@@ -101,7 +104,7 @@ impl Authority {
             return Err(corrupt("it does not belong to swarm-ca.key".to_owned()));
         }
         let issuer = Issuer::from_ca_cert_der(&ca, key)?;
-        let secret = dir.join("token.secret");
+        let secret = dir.join(SECRET);
         if !secret.exists() {
             write(&secret, 0o600, &random_bytes())?;
         }
@@ -112,7 +115,7 @@ impl Authority {
     /// Makes every token handed out so far worthless, at once: also for a scheduler that runs.
     pub fn rotate_tokens(dir: &Path) -> Result<(), AuthorityError> {
         let _turn = lock(dir)?;
-        write(&dir.join("token.secret"), 0o600, &random_bytes())
+        write(&dir.join(SECRET), 0o600, &random_bytes())
     }
 
     /// The cluster's root.

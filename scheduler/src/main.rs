@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pondhawk_scheduler::authority::Authority;
 use pondhawk_scheduler::hosts::{HUB_HOSTS, Suffixes};
-use pondhawk_scheduler::kube;
+use pondhawk_scheduler::kube::{self, StateFlags};
 use pondhawk_scheduler::page::{self, Page};
 use pondhawk_scheduler::service::{Options, Scheduler};
 use pondhawk_scheduler::trust::RootInfo;
@@ -109,6 +109,8 @@ struct PageToken {
     /// Make another one first: the one of before and all cookies are worthless at once, also for a scheduler that runs.
     #[arg(long)]
     rotate: bool,
+    #[command(flatten)]
+    shared: StateFlags,
 }
 
 #[derive(Args)]
@@ -130,6 +132,8 @@ struct Token {
     /// Make all tokens of before worthless first. Nodes that have joined stay.
     #[arg(long)]
     rotate: bool,
+    #[command(flatten)]
+    shared: StateFlags,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -158,37 +162,44 @@ fn run(up: Up) -> anyhow::Result<()> {
     log(&up.log, up.log_format)?;
     let mut options = Options { progress: Duration::from_millis(up.progress), ..Options::default() };
     options.hosts = Suffixes::new(&up.hosts).context("--hosts")?;
-    options.cluster.label_keys = up.labels;
+    options.cluster.label_keys.clone_from(&up.labels);
     options.cluster.origin_connections = up.origin_connections;
-    let scheduler = Scheduler::open(&up.state.data_dir, options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(serve(up, options))
+}
+
+async fn serve(up: Up, options: Options) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop = Box::pin(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    });
+    let dir: &Path = &up.state.data_dir;
+    let shared = tokio::select! {
+        shared = up.kube.share(dir, &options.hosts) => shared?,
+        () = &mut stop => return Ok(()),
+    };
+    let scheduler = Scheduler::open(dir, options)?;
     let page_options =
         page::Options { metrics_need_token: up.page.metrics_need_token, token_file: up.page.page_token_file };
     let page = match up.page.page.0 {
-        Some(address) => Some((Page::open(&up.state.data_dir, scheduler.viewer(), page_options)?, address)),
+        Some(address) => Some((Page::open(dir, scheduler.viewer(), page_options)?, address)),
         None => None,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(up.listen).await;
-        let listener = listener.with_context(|| format!("cannot listen on {}", up.listen))?;
-        up.kube.start(&scheduler).await?;
-        if let Some((page, address)) = page {
-            let listener = TcpListener::bind(address).await;
-            let listener =
-                listener.with_context(|| format!("cannot listen on {address} (--page names another, or off)"))?;
-            tokio::spawn(page.serve(listener));
-        }
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let stop = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::info!("stopping");
-        };
-        Ok(scheduler.serve(listener, stop).await?)
-    })
+    let listener = TcpListener::bind(up.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", up.listen))?;
+    up.kube.start(&scheduler, dir, shared).await?;
+    if let Some((page, address)) = page {
+        let listener = TcpListener::bind(address).await;
+        let listener =
+            listener.with_context(|| format!("cannot listen on {address} (--page names another, or off)"))?;
+        tokio::spawn(page.serve(listener));
+    }
+    Ok(scheduler.serve(listener, stop).await?)
 }
 
 fn print_token(token: &Token) -> anyhow::Result<()> {
@@ -199,7 +210,7 @@ fn print_token(token: &Token) -> anyhow::Result<()> {
     }
     let authority = Authority::open(dir)?;
     if token.rotate {
-        Authority::rotate_tokens(dir)?;
+        token.shared.renew(dir, Authority::rotate_tokens)?;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     writeln!(io::stdout(), "{}", authority.token(now, token.ttl)?).context("cannot write the token")
@@ -210,7 +221,10 @@ fn print_page_token(token: &PageToken) -> anyhow::Result<()> {
     if !dir.join("swarm-ca.pem").exists() {
         bail!("{} has no cluster: start the scheduler once, or name its --data-dir", dir.display());
     }
-    writeln!(io::stdout(), "{}", page::token(dir, token.rotate)?).context("cannot write the token")
+    if token.rotate {
+        token.shared.renew(dir, |dir| page::token(dir, true).map(drop))?;
+    }
+    writeln!(io::stdout(), "{}", page::token(dir, false)?).context("cannot write the token")
 }
 
 fn print_ca(ca: &Ca) -> anyhow::Result<()> {

@@ -38,6 +38,7 @@ use tokio::time::{sleep, timeout};
 use crate::authority::AuthorityError;
 use crate::service::Viewer;
 use access::Access;
+pub(crate) use access::FILE as TOKEN_FILE;
 use feed::Feed;
 
 /// Connections at a time; more wait in the listen queue.

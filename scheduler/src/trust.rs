@@ -40,8 +40,8 @@ const MAX_SUFFIXES: usize = 64;
 /// A request of one EC key and a name has some 300 bytes.
 const MAX_REQUEST: usize = 4096;
 
-const KEY: &str = "trust-root.key";
-const CERT: &str = "trust-root.pem";
+pub(crate) const KEY: &str = "trust-root.key";
+pub(crate) const CERT: &str = "trust-root.pem";
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
@@ -275,7 +275,8 @@ impl RootInfo {
     }
 }
 
-fn first_certificate(text: &str) -> Option<String> {
+/// The first certificate of a PEM text, alone.
+pub(crate) fn first_certificate(text: &str) -> Option<String> {
     let block = &text[text.find(BEGIN)?..];
     Some(format!("{}\n", &block[..block.find(END)? + END.len()]))
 }

@@ -3,12 +3,13 @@
 //! [`patch`] says what a pod lacks, [`review`] speaks the API server's language, [`certificate`] is what the port shows. It can
 //! do no more than be asked: whatever goes wrong here, the API server makes the pod without it (`failurePolicy: Ignore`).
 
-mod certificate;
+pub(crate) mod certificate;
 mod patch;
 mod review;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub struct Flags {
     #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_WEBHOOK_CONFIG")]
     pub webhook_config: Option<String>,
     /// The name by which the API server reaches this port: SERVICE.NAMESPACE.svc.
-    #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_WEBHOOK_HOST")]
+    #[arg(long, value_name = "NAME", env = "PONDHAWK_SCHEDULER_WEBHOOK_HOST", value_parser = service)]
     pub webhook_host: Option<String>,
     /// The image of the init container: one with /usr/bin/pondhawk.
     #[arg(long, value_name = "IMAGE", env = "PONDHAWK_SCHEDULER_WEBHOOK_IMAGE")]
@@ -84,12 +85,12 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Opens the port under a new certificate for `host`.
-    pub async fn bind(address: SocketAddr, host: &str, settings: Settings) -> Result<Self, WebhookError> {
+    /// Opens the port under a new certificate for `host`, of the CA in the state directory `dir`.
+    pub async fn bind(address: SocketAddr, host: &str, dir: &Path, settings: Settings) -> Result<Self, WebhookError> {
         let listen = |source| WebhookError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let certificate = Arc::new(Certificate::new(host, OffsetDateTime::now_utc())?);
+        let certificate = Arc::new(Certificate::open(dir, host, OffsetDateTime::now_utc())?);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let mut config = config.with_no_client_auth().with_cert_resolver(Arc::clone(&certificate) as _);
@@ -188,15 +189,26 @@ fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
 }
 
 impl Flags {
-    /// The port, for pods of other namespaces than `own_namespace`; nothing where none is wanted.
+    /// The port, with a CA that is kept in `dir`, for pods of other namespaces than `own_namespace`; nothing where none is wanted.
     ///
     /// # Errors
-    /// The port is taken.
-    pub async fn bind(&self, root: &str, own_namespace: &str) -> Result<Option<(Webhook, String)>, WebhookError> {
+    /// The port is taken; the CA cannot be kept.
+    pub async fn bind(
+        &self,
+        dir: &Path,
+        root: &str,
+        own_namespace: &str,
+    ) -> Result<Option<(Webhook, String)>, WebhookError> {
         let all = (self.webhook, &self.webhook_config, &self.webhook_host, &self.webhook_image);
         let (Some(address), Some(config), Some(host), Some(image)) = all else { return Ok(None) };
         let (image, root, own_namespace) = (image.clone(), root.to_owned(), own_namespace.to_owned());
-        let webhook = Webhook::bind(address, host, Settings { image, root, own_namespace }).await?;
+        let webhook = Webhook::bind(address, host, dir, Settings { image, root, own_namespace }).await?;
         Ok(Some((webhook, config.clone())))
     }
+}
+
+/// A name by which an API server reaches a Service: the only kind that the CA may speak for.
+fn service(name: &str) -> Result<String, String> {
+    let (_, last) = name.rsplit_once('.').unwrap_or_default();
+    if last == certificate::DOMAIN { Ok(name.to_owned()) } else { Err("SERVICE.NAMESPACE.svc is needed".to_owned()) }
 }

@@ -1,4 +1,4 @@
-//! The few calls to a Kubernetes API server that the scheduler makes: patches, as the service account of its pod.
+//! The few calls to a Kubernetes API server that the scheduler makes: single objects, as the service account of its pod.
 
 use std::fs;
 use std::io;
@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -23,8 +24,8 @@ use tokio_rustls::TlsConnector;
 pub const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// For one call, from connecting to the last byte of the answer.
 const CALL: Duration = Duration::from_secs(10);
-/// The longest answer that is read: a webhook configuration with its managed fields.
-const MAX_ANSWER: usize = 1 << 20;
+/// The longest answer that is read: etcd takes objects of 1.5 MiB.
+const MAX_ANSWER: usize = 2 << 20;
 
 /// An API server, and as whom it is asked.
 #[derive(Clone, Debug)]
@@ -60,8 +61,26 @@ pub enum ApiError {
     Http(#[from] hyper::Error),
     #[error("the API server did not answer within {CALL:?}")]
     Silent,
-    #[error("the API server refuses to patch {path}: {status}: {why}")]
-    Refused { path: String, status: StatusCode, why: String },
+    #[error("the API server refuses to {verb} {path}: {status}: {why}")]
+    Refused { verb: &'static str, path: String, status: StatusCode, why: String },
+    #[error("the API server's answer about {0} is no object of at most {MAX_ANSWER} bytes")]
+    Answer(String),
+}
+
+impl ApiError {
+    /// Whether the API server could not be asked, or could not answer: as one that restarts.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Http(_) | Self::Silent => true,
+            Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            _ => false,
+        }
+    }
+
+    /// Whether somebody else has changed the object since it was read.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::CONFLICT, .. })
+    }
 }
 
 impl Api {
@@ -80,12 +99,25 @@ impl Api {
         &self.namespace
     }
 
-    /// Merges `body` into the object at `path`, as `kubectl patch` does (a strategic merge). The object must be there.
+    /// Merges `body` into the object at `path`, as `kubectl patch` does (a strategic merge). The object must be there, and of
+    /// the `resourceVersion` that the body's metadata may name.
     pub async fn patch(&self, path: &str, body: &Value) -> Result<(), ApiError> {
-        timeout(CALL, self.call(path, body)).await.map_err(|_| ApiError::Silent)?
+        let merged = self.call(Method::PATCH, path, body.to_string().into());
+        timeout(CALL, merged).await.map_err(|_| ApiError::Silent)?.map(drop)
     }
 
-    async fn call(&self, path: &str, body: &Value) -> Result<(), ApiError> {
+    /// The object at `path`.
+    pub async fn get(&self, path: &str) -> Result<Value, ApiError> {
+        let asked = async {
+            let answer = self.call(Method::GET, path, Bytes::new()).await?;
+            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.ok();
+            let object = body.and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
+            object.ok_or_else(|| ApiError::Answer(path.to_owned()))
+        };
+        timeout(CALL, asked).await.map_err(|_| ApiError::Silent)?
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ApiError> {
         // Both files are renewed in place while the pod lives.
         let token = read(&self.account, "token")?;
         let at = self.authority();
@@ -94,26 +126,27 @@ impl Api {
         let name = ServerName::try_from(self.host.clone()).map_err(|_| ApiError::Name(self.host.clone()))?;
         let tls = TlsConnector::from(self.tls()?).connect(name, tcp).await.map_err(connect)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
-        // It ends with the sender; what breaks it, the request reports.
+        // It ends with the sender and the answer; what breaks it, these report.
         tokio::spawn(connection);
+        let verb = if method == Method::GET { "get" } else { "patch" };
         let request = Request::builder()
-            .method(Method::PATCH)
+            .method(method)
             .uri(path)
             .header(HOST, &at)
             .header(AUTHORIZATION, format!("Bearer {}", token.trim()))
             .header(CONTENT_TYPE, "application/strategic-merge-patch+json")
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, concat!("pondhawk-scheduler/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(Bytes::from(body.to_string())))
+            .body(Full::new(body))
             .map_err(|_| ApiError::Name(path.to_owned()))?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
         if status.is_success() {
-            return Ok(());
+            return Ok(answer);
         }
         let read = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let why = read.map_or_else(|_| String::new(), |body| message(&body.to_bytes()));
-        Err(ApiError::Refused { path: path.to_owned(), status, why })
+        Err(ApiError::Refused { verb, path: path.to_owned(), status, why })
     }
 
     fn authority(&self) -> String {

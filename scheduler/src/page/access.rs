@@ -20,7 +20,8 @@ const LIFE: Duration = Duration::from_secs(12 * 3600);
 /// A token shorter than this could be guessed.
 const SHORTEST: usize = 16;
 const LONGEST: usize = 1024;
-const FILE: &str = "page.token";
+/// Where the own one is, in the state directory.
+pub(crate) const FILE: &str = "page.token";
 
 /// Where the token is.
 pub(super) struct Access {

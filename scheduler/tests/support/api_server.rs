@@ -1,4 +1,4 @@
-//! An API server as far as the scheduler needs one: takes patches over TLS and says what came.
+//! An API server as far as the scheduler needs one: takes requests over TLS and says what came.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use super::support::LONG;
 /// The token of the service account.
 pub(crate) const BEARER: &str = "bearer-of-the-pod";
 
-/// A patch that came.
+/// A request that came: a patch, or with no body a look at an object.
 #[derive(Debug)]
 pub(crate) struct Patch {
     pub(crate) path: String,
@@ -30,7 +30,9 @@ pub(crate) struct Patch {
     pub(crate) body: Value,
 }
 
-/// Answers every patch with what `answer` says: a status and a body.
+type Answer = dyn Fn(&Patch) -> (u16, String) + Send + Sync;
+
+/// Answers every request with what `answer` says: a status and a body.
 pub(crate) struct ApiServer {
     address: SocketAddr,
     patches: mpsc::Receiver<Patch>,
@@ -39,7 +41,8 @@ pub(crate) struct ApiServer {
 
 impl ApiServer {
     /// Starts it, and writes the service account of a pod in namespace `ai` to `account`.
-    pub(crate) fn start(account: &Path, answer: fn(&Patch) -> (u16, String)) -> Self {
+    pub(crate) fn start(account: &Path, answer: impl Fn(&Patch) -> (u16, String) + Send + Sync + 'static) -> Self {
+        let answer: Arc<Answer> = Arc::new(answer);
         let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         std::fs::write(account.join("ca.crt"), own.cert.pem()).unwrap();
         std::fs::write(account.join("token"), format!("{BEARER}\n")).unwrap();
@@ -55,10 +58,10 @@ impl ApiServer {
         let (sender, patches) = mpsc::channel();
         runtime.spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                let (acceptor, sender, answer) = (acceptor.clone(), sender.clone(), Arc::clone(&answer));
                 tokio::spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
-                    let service = service_fn(|request| take(request, &sender, answer));
+                    let service = service_fn(|request| take(request, &sender, &*answer));
                     let _ =
                         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tls), service).await;
                 });
@@ -83,13 +86,14 @@ impl ApiServer {
 async fn take(
     request: Request<Incoming>,
     sender: &mpsc::Sender<Patch>,
-    answer: fn(&Patch) -> (u16, String),
+    answer: &Answer,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let header = |name: &str| request.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
     let (authorization, kind) = (header("authorization"), header("content-type"));
     let path = format!("{} {}", request.method(), request.uri().path());
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    let patch = Patch { path, authorization, kind, body: serde_json::from_slice(&body).unwrap() };
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    let patch = Patch { path, authorization, kind, body };
     let (status, text) = answer(&patch);
     let _ = sender.send(patch);
     Ok(Response::builder().status(status).body(Full::new(text.into())).unwrap())

@@ -50,6 +50,7 @@ const PURE: &[&str] = &[
     "peer/src/wire/shares.rs",
     "scheduler/src/cluster/",
     "scheduler/src/hosts.rs",
+    "scheduler/src/kube/shared.rs",
     "scheduler/src/trust/variables.rs",
     "scheduler/src/webhook/patch.rs",
     "scheduler/src/webhook/review.rs",
