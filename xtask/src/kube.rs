@@ -1,4 +1,5 @@
-//! `cargo xtask kube`: the Helm chart on a real Kubernetes node made of this machine, with a pod that changed nothing.
+//! `cargo xtask kube`: the Helm chart on a real Kubernetes node made of this machine, with a pod that changed nothing, and two
+//! schedulers of which one is lost.
 //!
 //! API server, controllers, scheduler and kubelet are built once from Debian's source package; containerd runs the image of
 //! `cargo xtask image`. The node's programs are attached to the pods' cgroup alone, so that nothing else on the machine is caught, and
@@ -7,6 +8,7 @@
 mod build;
 mod cluster;
 mod host;
+mod schedulers;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,14 +19,20 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::chart;
 use crate::setup::{self, Part};
 use crate::shell;
-use cluster::{Cluster, GATEWAY};
+use cluster::Cluster;
 use host::Daemon;
+use schedulers::REPLICAS;
 
 /// Where the Hub-shaped origin is, for pods and the node.
 const HUB: &str = "10.244.77.2";
 /// The CDN's name that the hub's URLs have.
 const CDN: &str = "cdn-lfs.huggingface.co";
-const FILE: &str = "lab/model/weights.bin:48MiB:7";
+const WEIGHTS: &str = "weights.bin";
+/// Long enough on its way for a scheduler to be lost meanwhile.
+const MORE: &str = "more.bin";
+const FILES: [&str; 2] = ["lab/model/weights.bin:48MiB:7", "lab/model/more.bin:240MiB:8"];
+/// Of the origin, bytes a second.
+const RATE: &str = "16MiB";
 /// For anything that a loaded machine does here.
 const LONG: Duration = Duration::from_secs(300);
 /// Where the node says how it is, from the machine itself.
@@ -78,20 +86,23 @@ struct Lab {
 
 impl Lab {
     fn play(&mut self) -> Result<()> {
-        let sha256 = format!("sha256 {}", self.start_hub()?);
+        let log = self.start_hub()?;
+        let weights = sha256(&log, WEIGHTS)?;
         self.install()?;
+        self.share()?;
         println!("==> an unmodified client whose pod asks for trust by a label");
         let first = self.client("first", true)?;
-        ensure!(first.contains(&sha256), "the first pod's file is not the hub's: {first}");
+        ensure!(first.contains(&weights), "the first pod's file is not the hub's: {first}");
         ensure!(first.contains("issuer Pondhawk"), "the connection was not caught, or not trusted: {first}");
         let (asked, misses) = (metric("pondhawk_source_bytes_total{source=\"origin\"}")?, intercepted("miss")?);
         ensure!(misses >= 1.0, "no caught request was a miss");
         println!("==> another pod: from the store");
         let second = self.client("second", true)?;
-        ensure!(second.contains(&sha256), "the second pod's file is not the hub's: {second}");
+        ensure!(second.contains(&weights), "the second pod's file is not the hub's: {second}");
         ensure!(intercepted("hit")? >= 1.0, "no caught request was a hit");
         let again = metric("pondhawk_source_bytes_total{source=\"origin\"}")?;
         ensure!(again - asked < 1e6, "the second download cost the origin {} bytes", again - asked);
+        self.lose(&sha256(&log, MORE)?)?;
         println!("==> a pod that does not ask is not changed");
         let plain = self.client("plain", false)?;
         ensure!(plain.contains("SSL_CERT_FILE None"), "a pod without the label was changed: {plain}");
@@ -106,17 +117,17 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts the origin; returns the file's SHA-256.
+    /// Starts the origin; returns its log, which names the files' SHA-256.
     fn start_hub(&mut self) -> Result<String> {
         let data = self.data();
         std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut hub = self.program("pondhawk-hub");
-        hub.args(["--listen", &format!("{HUB}:443"), "--plain", &format!("{HUB}:80"), "--file", FILE, "--ca-out"]);
-        let hub = Daemon::start("hub", hub.arg(data.join("hub-ca.pem")), &self.folder)?;
+        hub.args(["--listen", &format!("{HUB}:443"), "--plain", &format!("{HUB}:80"), "--limit-total", RATE]);
+        hub.args(FILES.iter().flat_map(|file| ["--file", file])).arg("--ca-out").arg(data.join("hub-ca.pem"));
+        let hub = Daemon::start("hub", &mut hub, &self.folder)?;
         let log = wait_for(&hub, "hub ready")?;
         self.hub = Some(hub);
-        let line = log.lines().find(|line| line.ends_with("weights.bin")).context("the hub names no file")?;
-        Ok(line.split_whitespace().next().unwrap_or_default().to_owned())
+        Ok(log)
     }
 
     fn install(&mut self) -> Result<()> {
@@ -124,21 +135,14 @@ impl Lab {
         let values = self.folder.join("values.yaml");
         std::fs::write(&values, self.values()).context("cannot write the values")?;
         let rendered = self.folder.join("chart.yaml");
-        std::fs::write(&rendered, chart::rendered(&self.root, &values)?).context("cannot write the chart")?;
+        std::fs::write(&rendered, as_of_1_20(&chart::rendered(&self.root, &values)?))
+            .context("cannot write the chart")?;
         let rendered = rendered.to_string_lossy().into_owned();
         self.cluster.kubectl(&["create", "namespace", "pondhawk"])?;
         self.cluster.kubectl(&["-n", "pondhawk", "apply", "-f", &rendered])?;
         let scheduler = ["-n", "pondhawk", "rollout", "status", "statefulset/pondhawk-scheduler", "--timeout=240s"];
         self.cluster.kubectl(&scheduler)?;
-        let address = ["-n", "pondhawk", "get", "pod", "pondhawk-scheduler-0", "-o", "jsonpath={.status.podIP}"];
-        let address = self.cluster.kubectl(&address)?;
-        // There is no cluster DNS: this one knows the scheduler's Service, and the Hub's names.
-        let mut names = self.program("pondhawk-hub");
-        names.args(["--dns", &format!("{GATEWAY}:53"), "--dns-record", &format!("{CDN}={HUB}")]);
-        names.arg("--dns-record").arg(format!("pondhawk-scheduler.pondhawk.svc.cluster.local={address}"));
-        let names = Daemon::start("dns", &mut names, &self.folder)?;
-        wait_for(&names, "dns ready")?;
-        self.names = Some(names);
+        self.resolve()?;
         self.cluster.kubectl(&["-n", "pondhawk", "rollout", "status", "daemonset/pondhawk", "--timeout=240s"])?;
         wait("a session with the scheduler", || Ok(metric("pondhawk_swarm_session").is_ok_and(|up| up == 1.0)))?;
         wait("the webhook's CA", || {
@@ -157,7 +161,8 @@ impl Lab {
              \x20 cgroupPath: {}\n\
              \x20 dataPath: {}\n\
              \x20 config: {{store: {{quota: 2GiB}}, origin: {{allow_private: true, extra_cas: [/data/hub-ca.pem]}}}}\n\
-             scheduler: {{persistence: {{enabled: false}}}}\n\
+             scheduler: {{replicas: {REPLICAS}, persistence: {{enabled: false}}}}\n\
+             monitoring: {{enabled: true}}\n\
              webhook: {{enabled: true}}\n\
              networkPolicy: {{enabled: false}}\n",
             env!("CARGO_PKG_VERSION"),
@@ -168,10 +173,19 @@ impl Lab {
 
     /// Runs a pod with this machine's Python to its end; returns what it said.
     fn client(&self, name: &str, asks: bool) -> Result<String> {
-        let manifest = self.pod(name, asks)?;
+        self.begin(name, asks, WEIGHTS)?;
+        self.end(name)
+    }
+
+    /// Makes a pod that downloads a file.
+    fn begin(&self, name: &str, asks: bool, file: &str) -> Result<()> {
+        let manifest = self.pod(name, asks, file)?;
         let path = self.folder.join(format!("{name}.json"));
         std::fs::write(&path, manifest.to_string()).context("cannot write a pod")?;
-        self.cluster.kubectl(&["create", "-f", &path.to_string_lossy()])?;
+        self.cluster.kubectl(&["create", "-f", &path.to_string_lossy()]).map(drop)
+    }
+
+    fn end(&self, name: &str) -> Result<String> {
         let phase = ["get", "pod", name, "-o", "jsonpath={.status.phase}"];
         let ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
         wait(&format!("pod {name}"), || Ok(ended(&self.cluster.kubectl(&phase)?)))?;
@@ -180,7 +194,7 @@ impl Lab {
         Ok(said)
     }
 
-    fn pod(&self, name: &str, asks: bool) -> Result<serde_json::Value> {
+    fn pod(&self, name: &str, asks: bool, file: &str) -> Result<serde_json::Value> {
         let venv = shell::target_dir(&self.root).join("clients/hf-2").canonicalize().context("no huggingface_hub")?;
         let python = venv.join("bin/python");
         let base = shell::output(Command::new(&python).args(["-c", "import sys; print(sys.base_prefix)"]))?;
@@ -198,7 +212,7 @@ impl Lab {
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": labels },
             "spec": { "restartPolicy": "Never", "volumes": volumes, "containers": [{
                 "name": "client", "image": format!("localhost/pondhawk:{}", env!("CARGO_PKG_VERSION")),
-                "imagePullPolicy": "Never", "command": [python, "-c", include_str!("kube/client.py"), CDN],
+                "imagePullPolicy": "Never", "command": [python, "-c", include_str!("kube/client.py"), CDN, file],
                 "env": [{ "name": "HF_ENDPOINT", "value": format!("http://{HUB}") }, { "name": "HOME", "value": "/tmp" },
                     { "name": "HF_HUB_DISABLE_XET", "value": "1" }],
                 "volumeMounts": mounts,
@@ -226,9 +240,25 @@ fn target() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
+/// Without what came into Kubernetes after the version that is run here.
+fn as_of_1_20(objects: &str) -> String {
+    let newer = |object: &&str| object.contains("\nkind: PodDisruptionBudget\n");
+    objects.split("\n---\n").filter(|object| !newer(object)).collect::<Vec<_>>().join("\n---\n")
+}
+
+/// As a client says it of the file that the hub's log names.
+fn sha256(log: &str, name: &str) -> Result<String> {
+    let line = log.lines().find(|line| line.ends_with(name)).with_context(|| format!("the hub has no {name}"))?;
+    Ok(format!("sha256 {}", line.split_whitespace().next().unwrap_or_default()))
+}
+
 /// The value of a series of the node's.
 fn metric(series: &str) -> Result<f64> {
-    let text = shell::output(Command::new("curl").args(["-sSf", "--max-time", "5", METRICS]))?;
+    metric_at(METRICS, series)
+}
+
+fn metric_at(url: &str, series: &str) -> Result<f64> {
+    let text = shell::output(Command::new("curl").args(["-sSf", "--max-time", "5", url]))?;
     let line = text.lines().find(|line| line.starts_with(series)).with_context(|| format!("no {series}"))?;
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).with_context(|| format!("{line} has no value"))
 }

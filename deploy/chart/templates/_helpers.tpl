@@ -35,9 +35,24 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{ include "pondhawk.fullname" . }}-scheduler.{{ .Release.Namespace }}.svc
 {{- end -}}
 
+{{/* "true" where the schedulers' state is in a Secret. */}}
+{{- define "pondhawk.sharedState" -}}
+{{- if or .Values.scheduler.stateSecret (gt (int .Values.scheduler.replicas) 1) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Of several schedulers each by its own name: a task belongs to one of them. */}}
 {{- define "pondhawk.joinAddress" -}}
 {{- if .Values.scheduler.enabled -}}
-{{ include "pondhawk.schedulerHost" . }}:65100
+{{- $host := include "pondhawk.schedulerHost" . -}}
+{{- $addresses := list -}}
+{{- if gt (int .Values.scheduler.replicas) 1 -}}
+{{- range $index := until (int .Values.scheduler.replicas) -}}
+{{- $addresses = append $addresses (printf "%s-scheduler-%d.%s:65100" (include "pondhawk.fullname" $) $index $host) -}}
+{{- end -}}
+{{- else -}}
+{{- $addresses = append $addresses (printf "%s:65100" $host) -}}
+{{- end -}}
+{{ join "," $addresses }}
 {{- else -}}
 {{ .Values.join.address }}
 {{- end -}}

@@ -69,7 +69,7 @@ pub enum StateError {
     #[error("the Secret {secret} holds no base64 under {name}")]
     Secret { secret: String, name: &'static str },
     #[error(
-        "{dir} and the Secret {secret} are of different clusters: {name} is {here} in the directory and {there} in the Secret; to join the Secret's, empty the directory (or delete its volume claim); to keep the directory's, take `data` out of the Secret and start this scheduler before any other"
+        "{dir} and the Secret {secret} are of different clusters: {name} is {here} in the directory and {there} in the Secret; to join the Secret's, empty the directory (or delete its volume claim); to keep the directory's, stop all schedulers, take `data` out of the Secret, and start this one first"
     )]
     Differs { dir: String, secret: String, name: &'static str, here: String, there: String },
     #[error(

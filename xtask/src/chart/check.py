@@ -46,6 +46,16 @@ def invalid(objects):
                 yield error.message
 
 
+def pod_or_service(host, objects):
+    """What a name inside the cluster stands for: a pod of a StatefulSet, by way of its Service, or a Service."""
+    first, second = host.split(".")[:2]
+    for one in objects:
+        if one["kind"] == "StatefulSet" and one["spec"]["serviceName"] == second:
+            if first in [f"{one['metadata']['name']}-{index}" for index in range(one["spec"]["replicas"])]:
+                return "Service", second
+    return "Service", first
+
+
 def dangling(objects, values):
     """Names that lead nowhere, and selectors that select nothing."""
     there = {(one["kind"], one["metadata"]["name"]) for one in objects}
@@ -78,8 +88,11 @@ def dangling(objects, values):
                 for mount in container["volumeMounts"]:
                     if mount["name"] not in mounts:
                         yield f"{kind} {one['metadata']['name']}: no volume {mount['name']}"
-        if kind in ("Service", "NetworkPolicy"):
-            selector = spec["selector"] if kind == "Service" else spec["podSelector"]["matchLabels"]
+        if kind == "ConfigMap" and "config.yaml" in one.get("data", {}):
+            join = yaml.safe_load(one["data"]["config.yaml"])["scheduler"]["join"]
+            wanted += [pod_or_service(place.split(":")[0], objects) for place in join.split(",") if ".svc:" in place]
+        if kind in ("Service", "NetworkPolicy", "PodDisruptionBudget"):
+            selector = spec["selector"] if kind == "Service" else spec["podSelector" if kind == "NetworkPolicy" else "selector"]["matchLabels"]
             pods = [other["spec"]["template"]["metadata"]["labels"] for other in objects if "template" in other.get("spec", {})]
             if not any(selector.items() <= labels.items() for labels in pods):
                 yield f"{kind} {one['metadata']['name']} selects no pod"

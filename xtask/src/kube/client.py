@@ -21,6 +21,6 @@ except ssl.SSLCertVerificationError as error:
 
 from huggingface_hub import hf_hub_download
 
-path = hf_hub_download("lab/model", "weights.bin", cache_dir="/tmp/cache")
+path = hf_hub_download("lab/model", sys.argv[2], cache_dir="/tmp/cache")
 with open(path, "rb") as file:
     print("sha256", hashlib.file_digest(file, "sha256").hexdigest())

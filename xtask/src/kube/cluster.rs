@@ -72,8 +72,9 @@ impl Cluster {
         let pods = self.kubectl(&["get", "pods", "-A", "-o", "wide"]);
         let events = self.kubectl(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
         let node = self.kubectl(&["-n", "pondhawk", "logs", "daemonset/pondhawk", "--tail=40"]);
-        let scheduler = self.kubectl(&["-n", "pondhawk", "logs", "pondhawk-scheduler-0", "--tail=40"]);
-        [pods, events, node, scheduler].map(|part| part.unwrap_or_else(|error| format!("{error:#}"))).join("\n")
+        let schedulers = "--selector=app.kubernetes.io/component=scheduler";
+        let schedulers = self.kubectl(&["-n", "pondhawk", "logs", schedulers, "--prefix", "--tail=40"]);
+        [pods, events, node, schedulers].map(|part| part.unwrap_or_else(|error| format!("{error:#}"))).join("\n")
     }
 
     fn run(&self, name: &str) -> PathBuf {
