@@ -212,3 +212,15 @@ fn service(name: &str) -> Result<String, String> {
     let (_, last) = name.rsplit_once('.').unwrap_or_default();
     if last == certificate::DOMAIN { Ok(name.to_owned()) } else { Err("SERVICE.NAMESPACE.svc is needed".to_owned()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_reached_by_a_service_s_name() {
+        assert_eq!(service("pondhawk-webhook.ai.svc").as_deref(), Ok("pondhawk-webhook.ai.svc"));
+        assert!(service("svc").is_err() && service("").is_err() && service("webhook.example").is_err());
+        assert!(service("a.b.svc.cluster.local").is_err(), "no API server asks by this name");
+    }
+}

@@ -37,7 +37,7 @@ impl Lab {
         wait("the other's page token", || Ok(self.ask(1, &["page-token"])? == renewed))?;
         for index in 0..REPLICAS {
             wait(&format!("the node's session with scheduler {index}"), || {
-                Ok(self.told(index, "peers_connected")? == 1.0)
+                Ok(self.told(index, "peers_connected").is_ok_and(|nodes| nodes == 1.0))
             })?;
         }
         Ok(())
@@ -63,6 +63,7 @@ impl Lab {
         ensure!(third.contains(sha256), "the third pod's file is not the hub's: {third}");
         let cost = metric("pondhawk_source_bytes_total{source=\"origin\"}")? - before;
         println!("    {:.1} MB from the origin for a file of 251.7 MB", cost / 1e6);
+        ensure!(cost < 1.5 * 251.7e6, "the file was begun anew");
         wait("another pod in its place", || Ok(self.address(lost).is_ok_and(|new| !new.is_empty() && new != address)))?;
         self.resolve()?;
         wait("the node's session with it", || Ok(self.told(lost, "peers_connected").is_ok_and(|nodes| nodes == 1.0)))
