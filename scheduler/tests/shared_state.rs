@@ -34,6 +34,8 @@ struct Inner {
     stale: u32,
     /// So many requests about the state are answered with 503.
     away: u32,
+    /// So many patches of it with 422, as API servers refuse some that come too late.
+    invalid: u32,
     conflicts: u32,
 }
 
@@ -54,6 +56,10 @@ impl Objects {
             inner.stale -= u32::from(stale);
             let (version, data) = if stale { (1, json!({})) } else { (version, data) };
             return (200, json!({ "metadata": { "resourceVersion": version.to_string() }, "data": data }).to_string());
+        }
+        if path == STATE && inner.invalid > 0 {
+            inner.invalid -= 1;
+            return (422, json!({ "message": "the server rejected our request" }).to_string());
         }
         if request.body["metadata"]["resourceVersion"].as_str().is_some_and(|named| named != version.to_string()) {
             inner.conflicts += 1;
@@ -205,6 +211,17 @@ fn while_the_api_server_is_away_a_new_one_waits_and_one_that_has_all_goes_on() {
     let up = cluster.scheduler(&old);
     up.line_with("starting with what is here");
     up.line_with("scheduler up");
+}
+
+#[test]
+fn a_patch_that_is_refused_is_made_again_of_what_is_there_then() {
+    let cluster = Cluster::new();
+    cluster.objects.set(|inner| inner.invalid = 1);
+    let dir = tempfile::tempdir().unwrap();
+    let up = cluster.scheduler(&dir);
+    assert!(up.line_with("waiting for the state that schedulers share").contains("422"));
+    up.line_with("scheduler up");
+    assert_eq!(cluster.objects.content(STATE, "swarm-ca.pem"), Some(file(&dir, "swarm-ca.pem")));
 }
 
 #[test]

@@ -236,8 +236,9 @@ impl State {
     async fn put(&self, kept: &Kept, local: &Files, all: &Files) -> Result<(), StateError> {
         if let Some(patch) = kept.patch(all) {
             self.api.patch(&self.path(&self.secret), &patch).await?;
-            let names: Vec<_> = patch["data"].as_object().into_iter().flat_map(|data| data.keys()).collect();
-            tracing::info!(secret = self.secret, files = ?names, "state put into the Secret");
+            let names: Vec<&str> =
+                patch["data"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            tracing::info!(secret = self.secret, files = names.join(","), "state put into the Secret");
         }
         let new: Vec<_> = files(true).filter(|shared| all.get(shared.name) != local.get(shared.name)).collect();
         if new.is_empty() {
@@ -249,8 +250,8 @@ impl State {
                 write(&self.dir.join(shared.name), shared.mode, content)?;
             }
         }
-        let names: Vec<_> = new.iter().map(|shared| shared.name).collect();
-        tracing::info!(secret = self.secret, files = ?names, "state as in the Secret");
+        let names: Vec<&str> = new.iter().map(|shared| shared.name).collect();
+        tracing::info!(secret = self.secret, files = names.join(","), "state as in the Secret");
         Ok(())
     }
 
