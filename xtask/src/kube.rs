@@ -21,7 +21,7 @@ use crate::setup::{self, Part};
 use crate::shell;
 use cluster::Cluster;
 use host::Daemon;
-use schedulers::REPLICAS;
+use schedulers::{REPLICAS, SEEDS};
 
 /// Where the Hub-shaped origin is, for pods and the node.
 const HUB: &str = "10.244.77.2";
@@ -102,6 +102,7 @@ impl Lab {
         ensure!(intercepted("hit")? >= 1.0, "no caught request was a hit");
         let again = metric("pondhawk_source_bytes_total{source=\"origin\"}")?;
         ensure!(again - asked < 1e6, "the second download cost the origin {} bytes", again - asked);
+        self.seeded(48.0)?;
         self.lose(&sha256(&log, MORE)?)?;
         println!("==> a pod that does not ask is not changed");
         let plain = self.client("plain", false)?;
@@ -162,6 +163,7 @@ impl Lab {
              \x20 dataPath: {}\n\
              \x20 config: {{store: {{quota: 2GiB}}, origin: {{allow_private: true, extra_cas: [/data/hub-ca.pem]}}}}\n\
              scheduler: {{replicas: {REPLICAS}, persistence: {{enabled: false}}}}\n\
+             seeds: {{replicas: {SEEDS}, persistence: {{enabled: false}}, resources: {{requests: {{cpu: 100m}}}}}}\n\
              monitoring: {{enabled: true}}\n\
              webhook: {{enabled: true}}\n\
              networkPolicy: {{enabled: false}}\n",

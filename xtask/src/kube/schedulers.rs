@@ -7,6 +7,9 @@ use super::host::Daemon;
 use super::{CDN, HUB, Lab, MORE, metric, metric_at, wait, wait_for};
 
 pub(super) const REPLICAS: usize = 2;
+pub(super) const SEEDS: usize = 1;
+/// The node, and the seeds.
+const NODES: f64 = 1.0 + SEEDS as f64;
 const PROGRAM: &str = "/usr/bin/pondhawk-scheduler";
 
 impl Lab {
@@ -36,10 +39,20 @@ impl Lab {
         ensure!(renewed != before, "the page's token was not renewed");
         wait("the other's page token", || Ok(self.ask(1, &["page-token"])? == renewed))?;
         for index in 0..REPLICAS {
-            wait(&format!("the node's session with scheduler {index}"), || {
-                Ok(self.told(index, "peers_connected").is_ok_and(|nodes| nodes == 1.0))
+            wait(&format!("all nodes' sessions with scheduler {index}"), || {
+                Ok(self.told(index, "peers_connected").is_ok_and(|nodes| nodes == NODES))
             })?;
         }
+        Ok(())
+    }
+
+    /// A seed has by itself what others want: so many bytes, all from the node.
+    pub(super) fn seeded(&self, mebibytes: f64) -> Result<()> {
+        let address = ["-n", "pondhawk", "get", "pod", "pondhawk-seed-0", "-o", "jsonpath={.status.podIP}"];
+        let metrics = format!("http://{}:65002/metrics", self.cluster.kubectl(&address)?);
+        let from = |source: &str| metric_at(&metrics, &format!("pondhawk_source_bytes_total{{source=\"{source}\"}}"));
+        wait("the seed's copy", || Ok(from("peers")? >= mebibytes * 1024.0 * 1024.0))?;
+        ensure!(from("origin")? == 0.0, "the seed went to the origin");
         Ok(())
     }
 
@@ -64,9 +77,10 @@ impl Lab {
         let cost = metric("pondhawk_source_bytes_total{source=\"origin\"}")? - before;
         println!("    {:.1} MB from the origin for a file of 251.7 MB", cost / 1e6);
         ensure!(cost < 1.5 * 251.7e6, "the file was begun anew");
+        self.seeded(48.0 + 240.0)?;
         wait("another pod in its place", || Ok(self.address(lost).is_ok_and(|new| !new.is_empty() && new != address)))?;
         self.resolve()?;
-        wait("the node's session with it", || Ok(self.told(lost, "peers_connected").is_ok_and(|nodes| nodes == 1.0)))
+        wait("all nodes' sessions with it", || Ok(self.told(lost, "peers_connected").is_ok_and(|nodes| nodes == NODES)))
     }
 
     /// The address of a scheduler's pod; "" while it has none.
