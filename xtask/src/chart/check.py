@@ -80,7 +80,8 @@ def dangling(objects, values):
                 wanted.append(("ServiceAccount", pod["serviceAccountName"]))
             if "serviceName" in spec:
                 wanted.append(("Service", spec["serviceName"]))
-            for volume in pod.get("volumes", []):
+            given = [volume["name"] for part in ("node", "seeds") for volume in values.get(part, {}).get("extraVolumes", [])]
+            for volume in (volume for volume in pod.get("volumes", []) if volume["name"] not in given):
                 wanted += [("ConfigMap", volume["configMap"]["name"])] if "configMap" in volume else []
                 wanted += [("Secret", volume["secret"]["secretName"])] if "secret" in volume else []
             mounts = {volume["name"] for volume in pod.get("volumes", []) + [c["metadata"] for c in spec.get("volumeClaimTemplates", [])]}
