@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -22,6 +23,8 @@ pub(crate) fn binary() -> Command {
 pub(crate) struct Up {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Those that came before one that was waited for: what runs at the same time is logged in any order.
+    passed: RefCell<Vec<String>>,
 }
 
 impl Up {
@@ -34,7 +37,7 @@ impl Up {
         let log = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, lines }
+        Self { child, lines, passed: RefCell::default() }
     }
 
     /// The process.
@@ -47,13 +50,19 @@ impl Up {
         self.child.wait().unwrap()
     }
 
-    /// The next line that has these words.
+    /// The first line that has these words and was not given before.
     pub(crate) fn line_with(&self, words: &str) -> String {
+        let mut passed = self.passed.borrow_mut();
+        if let Some(at) = passed.iter().position(|line| line.contains(words)) {
+            return passed.remove(at);
+        }
         loop {
-            let line = self.lines.recv_timeout(LONG).unwrap_or_else(|_| panic!("no {words:?} in the log"));
+            let next = self.lines.recv_timeout(LONG);
+            let line = next.unwrap_or_else(|_| panic!("no {words:?} in the log: {passed:#?}"));
             if line.contains(words) {
                 return line;
             }
+            passed.push(line);
         }
     }
 }
