@@ -79,6 +79,9 @@ section! {
         /// Who tells the nodes about each other.
         #[serde(deserialize_with = "document::section_or_default")]
         scheduler: Scheduler = Scheduler::default(),
+        /// Traces: where the time of each request went, on this node and those that it had pieces from.
+        #[serde(deserialize_with = "document::section_or_default")]
+        tracing: Tracing = Tracing::default(),
         /// Bounds on what a node takes in and holds in memory.
         #[serde(deserialize_with = "document::section_or_default")]
         limits: Limits = Limits::default(),
@@ -362,6 +365,24 @@ section! {
         /// a little memory; whoever looks needs the token that `pondhawk token --page` prints, which travels unencrypted: from
         /// other machines only by way of something that speaks TLS, or ssh -L. Default off; 127.0.0.1:65101 is the usual place.
         page: Listen = Listen(None),
+    }
+}
+
+section! {
+    /// Where the time of requests went.
+    Tracing {
+        /// The collector that gets them, by OTLP over gRPC. Unit: `http://host:port`, or `https://host:port` with a certificate that
+        /// the system trusts; null: nothing is traced. Cost: a thread, and a few spans of some 600 bytes for each request that is
+        /// traced, of which 2048 wait at most: a collector that is slow or away loses some and slows nobody down. They tell who
+        /// reads it hosts and paths of URLs, never a query, and names of nodes. Default null.
+        endpoint: Option<String> = None,
+        /// The share of requests that is traced. Unit: a number from 0 to 1. The same on all nodes: what one traces, its parents
+        /// do. Default 1.0: whoever sets an endpoint for a try sees something; 0.01 is plenty for a busy cluster.
+        sample: f64 = 1.0,
+        /// Whether a client's `traceparent` header puts its request into its own trace, and says whether that is recorded.
+        /// Cost: who reaches the node can have everything traced, or all of it in one trace. Default false: a trace of the node's own,
+        /// which refers to the client's, and `sample` decides.
+        follow: bool = false,
     }
 }
 

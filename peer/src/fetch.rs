@@ -1,6 +1,7 @@
 //! From a request to a task: store hit, running download, or a new one.
 
 mod others;
+mod traced;
 mod xorb;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
         driver::{self, DriverOptions, Handle, Offer, ReaderGuard, Status},
     },
     task::{Bitmap, Filter, Identity, Layout, Proof, Rules, TaskId, id, xorb::Claim},
+    trace::{Context, Kind, Span},
 };
 
 pub use others::from_others;
@@ -64,6 +66,7 @@ pub struct Source {
     pub age: u64,
     /// Of a xorb's task, what is asked for.
     pub window: Option<Window>,
+    joined: bool,
     running: Option<Arc<Running>>,
     _user: User,
 }
@@ -114,6 +117,8 @@ pub struct Terms {
     pub priority: Priority,
     /// Whether the rest of the file is wanted with a part of it.
     pub prefetch: bool,
+    /// Of what trace it is a part.
+    pub trace: Option<Context>,
 }
 
 impl Terms {
@@ -169,7 +174,7 @@ async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
     if let Some(held) = held.as_ref().filter(|held| terms.public && is_whole(held) && held.about().is_told()) {
         return Found::Source(Box::new(complete(Arc::clone(held), Ground::Public)));
     }
-    let allowed = match node.authorizer.authorize(&node.origin, request, held.is_some()).await {
+    let allowed = match traced::authorize(node, request, held.is_some(), terms).await {
         Ok(allowed) => allowed,
         Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
     };
@@ -192,8 +197,8 @@ async fn probed(
     head: &RequestHead,
     terms: &Terms,
 ) -> Found {
-    match shard.node.origin.probe(request).await {
-        Ok(probe) => begin(shard, request, identity, Arc::new(probe), None, head, terms).await,
+    match traced::probe(&shard.node, request, terms).await {
+        Ok(probe) => begin(shard, request, identity, probe, None, head, terms).await,
         Err(error) => Found::Answer(Arc::new(error)),
     }
 }
@@ -251,8 +256,10 @@ async fn begin(
         return Found::Straight("a condition on a file that is not here".to_owned());
     }
     let name = Name { host: origin_host(request), content: identity.to_content_name() };
+    let trace = terms.trace;
     let offer = Offer { request: request.clone(), probe };
-    download(shard, held, name, Some(offer)).map_or_else(Found::Straight, |source| Found::Source(Box::new(source)))
+    download(shard, held, name, Some(offer), trace)
+        .map_or_else(Found::Straight, |source| Found::Source(Box::new(source)))
 }
 
 /// All that other nodes hear of a task beside its id and length.
@@ -266,7 +273,7 @@ fn complete(held: Arc<Held>, ground: Ground) -> Source {
         Ground::Asked | Ground::Remembered => 0,
         Ground::Public | Ground::OriginDown => now_unix().saturating_sub(held.meta.created_unix),
     };
-    Source { outcome: Outcome::Hit, age, window: None, running: None, _user: held.user(), held }
+    Source { outcome: Outcome::Hit, age, window: None, joined: false, running: None, _user: held.user(), held }
 }
 
 /// Whether the answer can become a task.
@@ -321,8 +328,15 @@ fn proof_of(identity: &Identity, object_len: Option<u64>) -> Option<Proof> {
     }
 }
 
-/// Joins the task's download, or begins one on this shard; without an offer it has only what other nodes have.
-fn download(shard: &Rc<Shard>, held: Arc<Held>, name: Name, offer: Option<Offer>) -> Result<Source, String> {
+/// Joins the task's download, or begins one on this shard; without an offer it has only what other nodes have. A download is a
+/// part of the trace of the request that begins it.
+fn download(
+    shard: &Rc<Shard>,
+    held: Arc<Held>,
+    name: Name,
+    offer: Option<Offer>,
+    trace: Option<Context>,
+) -> Result<Source, String> {
     let node = &shard.node;
     let mut running = node.tasks.lock();
     let joined = running.get(&held.meta.id).filter(|running| running.goes_on()).cloned();
@@ -333,7 +347,9 @@ fn download(shard: &Rc<Shard>, held: Arc<Held>, name: Name, offer: Option<Offer>
         }
         None if running.len() >= node.tasks.max => return Err("limits.downloads are under way".to_owned()),
         None => {
-            let handle = start(shard, Arc::clone(&held), name, offer);
+            let mut span = node.tracer.span("fetch", Kind::Internal, trace);
+            span.set_with("pondhawk.task", || held.meta.id.to_string());
+            let handle = start(shard, Arc::clone(&held), name, offer, span);
             let wanted = Bitmap::new(held.meta.layout.pieces());
             let begun =
                 Arc::new(Running { handle, wanted, prefetched: AtomicBool::default(), started: Instant::now() });
@@ -342,10 +358,11 @@ fn download(shard: &Rc<Shard>, held: Arc<Held>, name: Name, offer: Option<Offer>
             (Outcome::Miss, begun)
         }
     };
-    Ok(Source { outcome, age: 0, window: None, running: Some(running), _user: held.user(), held })
+    let joined = outcome == Outcome::Joined;
+    Ok(Source { outcome, age: 0, window: None, joined, running: Some(running), _user: held.user(), held })
 }
 
-fn start(shard: &Shard, held: Arc<Held>, name: Name, first: Option<Offer>) -> Handle {
+fn start(shard: &Shard, held: Arc<Held>, name: Name, first: Option<Offer>, span: Span) -> Handle {
     let node = &shard.node;
     let policy = Policy {
         max_runs: usize::from(node.config.origin.connections_per_host),
@@ -366,7 +383,7 @@ fn start(shard: &Shard, held: Arc<Held>, name: Name, first: Option<Offer>) -> Ha
         // Once the cluster reads it again together; what is wrong after that, this node reads for itself.
         alone: node.tasks.was_wrong(&held.meta.id) > 1,
     });
-    driver::start(held, Arc::clone(&node.origin), shard.pool.clone(), first, sharing, options)
+    driver::start(held, Arc::clone(&node.origin), shard.pool.clone(), first, sharing, options, span)
 }
 
 /// All that others hear of a URL.
@@ -541,6 +558,11 @@ impl Tasks {
 }
 
 impl Source {
+    /// The span of the download that this request joined: in the trace of the one that began it, if that is recorded.
+    pub fn joined_trace(&self) -> Option<Context> {
+        self.running.as_ref().filter(|_| self.joined)?.handle.trace()
+    }
+
     /// Wants all of it, until the download has ended. One such reader is enough, whoever asks for more.
     fn prefetch(&self) {
         let Some(running) = self.running.clone() else { return };

@@ -24,3 +24,4 @@ pub mod metrics;
 pub mod node;
 pub mod replaceable;
 pub mod shard;
+pub mod trace;

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pondhawk_scheduler::trace::Exporter;
 use tokio::sync::watch;
 
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
     swarm::{Origin, TrustError, upstream::UpstreamError},
     task::id::Rules,
     tls::{Authority, AuthorityError, NameError, Suffixes},
+    trace::{self, Tracer},
     uring::{
         Listener, Pool, Socket,
         probe::{self, Features, ProbeError},
@@ -126,6 +128,9 @@ pub enum NodeError {
     /// No name for this node.
     #[error("the host name {0:?} makes no name for this node: set swarm.name")]
     Name(String),
+    /// Traces.
+    #[error("tracing.endpoint: {0}")]
+    Trace(#[from] pondhawk_scheduler::trace::TraceError),
     /// A setting was changed too often.
     #[error(transparent)]
     TooOften(#[from] TooOften),
@@ -148,6 +153,8 @@ pub struct Node {
     pub config: Config,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where it says what requests spend their time on.
+    pub tracer: Tracer,
     /// Pieces on disk.
     pub store: Arc<Store>,
     /// The client of origins.
@@ -207,7 +214,9 @@ impl Tls {
 /// [`NodeError`], all of them before the first client is served.
 pub fn run(config: Config, source: Source) -> Result<(), NodeError> {
     let features = probe::probe()?;
-    let (node, shares) = build::build(config, features)?;
+    let (tracer, exporter) =
+        trace::of_node(&config.tracing, cluster::node_name(config.swarm.name.as_deref())?.as_str())?;
+    let (node, shares) = build::build(config, features, tracer)?;
     let shards = start_shards(&node, shares)?;
     let result = control::run(&node, &Arc::new(source));
     node.drain.send_replace(true);
@@ -216,6 +225,7 @@ pub fn run(config: Config, source: Source) -> Result<(), NodeError> {
         let _ = shard.join();
     }
     node.store.close();
+    exporter.into_iter().for_each(Exporter::finish);
     tracing::info!("drained");
     result
 }

@@ -28,6 +28,7 @@ use crate::{
         exchange::{Scope, Spread, Spreading, Standing, Wish},
     },
     task::TaskId,
+    trace::Context,
 };
 
 /// What is to be brought, what is under way, and what became of the last ones.
@@ -245,11 +246,21 @@ fn named(source: &Source) -> (TaskId, u64) {
 }
 
 async fn bring(shard: &Rc<Shard>, id: u64, wanted: &Wanted) -> Result<Brought, String> {
+    let mut span = shard.node.tracer.request("preheat", || None);
+    let brought = bring_traced(shard, id, wanted, span.context()).await;
+    if let Err(why) = &brought {
+        span.fail(|| why.clone());
+    }
+    brought
+}
+
+async fn bring_traced(shard: &Rc<Shard>, id: u64, wanted: &Wanted, trace: Option<Context>) -> Result<Brought, String> {
     let (source, spreading) = match wanted {
-        Wanted::Wish(wish) => (fetch::from_others(shard, wish).await?, None),
+        Wanted::Wish(wish) => (fetch::from_others(shard, wish, trace).await?, None),
         Wanted::Url { request, terms, scope } => {
             let head = plain_head().ok_or("no request head")?;
-            let source = match fetch::find(shard, request, &head, terms).await {
+            let traced = Terms { trace, ..terms.clone() };
+            let source = match fetch::find(shard, request, &head, &traced).await {
                 Found::Source(source) => *source,
                 Found::Answer(error) => return Err(error.to_string()),
                 Found::Straight(why) => return Err(format!("not for the store: {why}")),

@@ -22,6 +22,7 @@ use crate::{
     metrics::{Outcome, Source as Origin},
     store::Verdict,
     swarm::{Expected, OriginRequest},
+    trace::{Kind, Span},
 };
 
 /// Why a reply's bytes stopped.
@@ -165,6 +166,8 @@ struct Body<'a> {
     len: u64,
     /// What of the file goes out.
     ranges: Vec<Range<u64>>,
+    /// From when it is known what to send to the last byte.
+    span: Span,
     _reading: Vec<Reading>,
 }
 
@@ -175,7 +178,10 @@ impl<'a> Body<'a> {
         let last_start = ranges.iter().map(|range| range.start).max().unwrap_or(0);
         let limit = len.saturating_sub(limits::WITHHELD_TAIL).max(last_start);
         let reading = ranges.iter().filter_map(|range| source.read(range.clone())).collect();
-        Self { exchange, source, request, limit, len, ranges, _reading: reading }
+        let mut span = exchange.shard.node.tracer.span("reply", Kind::Internal, exchange.span.context());
+        span.set("pondhawk.cache", source.outcome.name());
+        span.link(source.joined_trace());
+        Self { exchange, source, request, limit, len, ranges, span, _reading: reading }
     }
 
     /// Waits until the first byte can go, but not past the time at which the client should see a head.
@@ -210,17 +216,24 @@ impl<'a> Body<'a> {
     }
 
     async fn reply(mut self, transport: &mut Transport, plan: Plan) -> Result<Done, ExchangeError> {
+        let replied = self.send_reply(transport, plan).await;
+        if let Err(error) = &replied {
+            self.span.fail(|| error.to_string());
+        }
+        replied
+    }
+
+    async fn send_reply(&mut self, transport: &mut Transport, plan: Plan) -> Result<Done, ExchangeError> {
         let keep = self.exchange.keeps();
         let (stored, about) = (&self.source.held.about().headers, self.exchange.about(keep, self.source.age));
         let total = self.len;
-        let first_byte = || self.exchange.shard.node.metrics.first_byte(self.exchange.started.elapsed());
         let one = match plan {
             Plan::Parts(ranges) => {
                 let parts = Multipart::new(random_boundary(), field(stored, "content-type"), ranges, total);
                 let (content_type, content_length) = (parts.content_type(), parts.content_length());
                 let selection = Selection::Parts { content_type: &content_type, content_length };
                 transport.send(self.exchange.stored_head(&selection, stored, &about)).await?;
-                first_byte();
+                self.first_byte();
                 self.send_parts(transport, &parts).await?;
                 return Ok(Done { outcome: self.source.outcome, keep });
             }
@@ -228,9 +241,15 @@ impl<'a> Body<'a> {
             _ => (Selection::Whole { len: total }, 0..total),
         };
         transport.send(self.exchange.stored_head(&one.0, stored, &about)).await?;
-        first_byte();
+        self.first_byte();
         self.send(transport, one.1).await?;
         Ok(Done { outcome: self.source.outcome, keep })
+    }
+
+    fn first_byte(&mut self) {
+        let took = self.exchange.started.elapsed();
+        self.exchange.shard.node.metrics.first_byte(took);
+        self.span.set("pondhawk.first_byte_us", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// What a range of the task is to the client.
@@ -260,7 +279,8 @@ impl<'a> Body<'a> {
             }
             let end = self.more(offset).await?.min(span.end);
             transport.send_file(self.source.held.file(), offset..end).await?;
-            metrics.sent(end - offset);
+            self.exchange.sent(end - offset);
+            self.span.add(0, end - offset);
             if self.source.outcome == Outcome::Hit {
                 metrics.received(Origin::Store, end - offset);
             }
@@ -282,7 +302,7 @@ impl<'a> Body<'a> {
         let expected = Expected { total: Some(meta.layout.len()), etag: self.source.held.about().etag.clone() };
         let mut body = node.origin.get_range(self.request, span, &expected).await?;
         while let Some(chunk) = body.chunk().await? {
-            node.metrics.sent(chunk.len() as u64);
+            self.exchange.sent(chunk.len() as u64);
             transport.send(chunk.to_vec()).await?;
         }
         Ok(())

@@ -11,6 +11,7 @@ use pondhawk::{
         driver, retry::Backoff,
     },
     task::{Layout, Proof, TaskId, id::parse_hex32},
+    trace::Span,
     uring::Pool,
 };
 use pondhawk_bench::hub::{Content, Fault, FaultKind, Hub, HubOptions, Rates, seeded};
@@ -81,7 +82,7 @@ impl Lab {
 
     async fn start(&self) -> Handle {
         let (held, origin, pool) = (Arc::clone(&self.held), Arc::clone(&self.origin), self.pool.clone());
-        driver::start(held, origin, pool, Some(self.offer().await), None, self.options)
+        driver::start(held, origin, pool, Some(self.offer().await), None, self.options, Span::default())
     }
 
     /// A whole download by one reader, and how it ended.

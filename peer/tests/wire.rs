@@ -11,6 +11,7 @@ use std::{cell::Cell, ops::Range, sync::Arc};
 use pondhawk::{
     store::Held,
     task::TaskId,
+    trace::Context,
     wire::{BlameKind, FetchError, Follow, Have, Stop},
 };
 use stage::{Cluster, Peer, Sample, on_a_shard};
@@ -57,6 +58,24 @@ fn a_file_goes_from_one_store_to_another_piece_by_piece() {
         assert_eq!(seed.exchange.sent(), FILE.len + 5 * 5, "the file and an answer's head a piece");
         let status = leech.links.snapshot();
         assert_eq!((status.len(), status[0].bytes, status[0].under_way), (1, FILE.len, 0));
+    });
+}
+
+#[test]
+fn a_parent_that_records_nothing_is_told_of_a_trace_and_serves_all_the_same() {
+    on_a_shard(async {
+        let cluster = Cluster::new();
+        let (seed, leech) = (Peer::start(&cluster, "seed"), Peer::start(&cluster, "leech"));
+        seed.hold(FILE).await;
+        let held = empty(&leech).await;
+        let link = leech.link_to(&seed).await;
+        let mut follow = link.follow(FILE.id(), FILE.layout());
+        let context = Context { trace: [7; 16], span: [8; 8] };
+        // The second is of a task that is not followed, as when that has just ended.
+        [FILE.id(), TaskId([9; 32])].into_iter().for_each(|task| link.trace(task, context));
+        assert_eq!(pieces(&mut follow).await, [0..5]);
+        leech.fetch(&link, &held, 1, FILE.digest(1)).await.unwrap();
+        assert!(held.bitmap().get(1) && link.is_up());
     });
 }
 

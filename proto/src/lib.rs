@@ -1,4 +1,4 @@
-//! The messages of the swarm, generated from `pondhawk/v1/*.proto` and committed.
+//! The messages of the swarm, generated from `pondhawk/v1/*.proto` and committed; and those in which traces leave it.
 //!
 //! After a change there: `cargo run -p pondhawk-proto --example generate`.
 
@@ -7,6 +7,12 @@
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated: documented in the .proto file")]
 #[rustfmt::skip]
 pub mod v1;
+
+/// OpenTelemetry's protocol, as far as it is sent; see `opentelemetry/trace.proto`.
+#[path = "generated/opentelemetry.proto.collector.trace.v1.rs"]
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated: documented in the .proto file")]
+#[rustfmt::skip]
+pub mod otlp;
 
 /// Lowest protocol version this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;

@@ -10,11 +10,13 @@ fn the_generated_code_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let fresh = tempfile::tempdir().unwrap();
     generator::generate(root, fresh.path());
-    let read = |dir: &Path| fs::read_to_string(dir.join("pondhawk.v1.rs")).unwrap();
-    assert!(
-        read(fresh.path()) == read(&root.join("src/generated")),
-        "run `cargo run -p pondhawk-proto --example generate` and commit the result"
-    );
+    for file in ["pondhawk.v1.rs", "opentelemetry.proto.collector.trace.v1.rs"] {
+        let read = |dir: &Path| fs::read_to_string(dir.join(file)).unwrap();
+        assert!(
+            read(fresh.path()) == read(&root.join("src/generated")),
+            "{file}: run `cargo run -p pondhawk-proto --example generate` and commit the result"
+        );
+    }
 }
 
 /// Text can carry a URL: every field that can is listed here, so that a new one is thought about.

@@ -2,7 +2,7 @@
 //!
 //! [`cluster`] decides (pure), [`authority`] holds the CA of the cluster and its join tokens, [`service`] speaks with
 //! peers, [`page`] shows people the cluster, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a
-//! Kubernetes cluster has to know of them, [`webhook`] brings that root to pods.
+//! Kubernetes cluster has to know of them, [`webhook`] brings that root to pods, [`trace`] says where the time of requests went.
 
 #![deny(unsafe_code)]
 
@@ -12,5 +12,6 @@ pub mod hosts;
 pub mod kube;
 pub mod page;
 pub mod service;
+pub mod trace;
 pub mod trust;
 pub mod webhook;

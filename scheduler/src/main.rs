@@ -13,6 +13,7 @@ use pondhawk_scheduler::hosts::{HUB_HOSTS, Suffixes};
 use pondhawk_scheduler::kube::{self, StateFlags};
 use pondhawk_scheduler::page::{self, Page};
 use pondhawk_scheduler::service::{Options, Scheduler};
+use pondhawk_scheduler::trace::{self, Exporter, Tracer};
 use pondhawk_scheduler::trust::RootInfo;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,6 +75,8 @@ struct Up {
     hosts: Vec<String>,
     #[command(flatten)]
     page: PageArgs,
+    #[command(flatten)]
+    trace: TraceArgs,
     /// What is logged, as in RUST_LOG: `info`, `debug`, `pondhawk_scheduler=debug`.
     #[arg(long, env = "PONDHAWK_SCHEDULER_LOG", default_value = "info")]
     log: String,
@@ -96,6 +99,17 @@ struct PageArgs {
     /// Ask for the page's token at /metrics, too: `Authorization: Bearer TOKEN`. /healthz and /readyz stay open.
     #[arg(long, env = "PONDHAWK_SCHEDULER_METRICS_NEED_TOKEN")]
     metrics_need_token: bool,
+}
+
+#[derive(Args)]
+struct TraceArgs {
+    /// Where traces go, by OTLP over gRPC: http://HOST:PORT or https://HOST:PORT. Without it nothing is traced. What nodes trace is,
+    /// with them: how long they wait for leases and for other nodes to fetch from.
+    #[arg(long, value_name = "URL", env = "PONDHAWK_SCHEDULER_TRACE_ENDPOINT", value_parser = trace_endpoint)]
+    trace_endpoint: Option<String>,
+    /// The share of the nodes' traces that is, from 0 to 1.
+    #[arg(long, value_name = "SHARE", env = "PONDHAWK_SCHEDULER_TRACE_SAMPLE", default_value_t = 1.0, value_parser = share)]
+    trace_sample: f64,
 }
 
 /// An address, or `off`.
@@ -164,8 +178,12 @@ fn run(up: Up) -> anyhow::Result<()> {
     options.hosts = Suffixes::new(&up.hosts).context("--hosts")?;
     options.cluster.label_keys.clone_from(&up.labels);
     options.cluster.origin_connections = up.origin_connections;
+    let (tracer, exporter) = start_traces(&up.trace)?;
+    options.tracer = tracer;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(serve(up, options))
+    let served = runtime.block_on(serve(up, options));
+    exporter.into_iter().for_each(Exporter::finish);
+    served
 }
 
 async fn serve(up: Up, options: Options) -> anyhow::Result<()> {
@@ -200,6 +218,19 @@ async fn serve(up: Up, options: Options) -> anyhow::Result<()> {
         tokio::spawn(page.serve(listener));
     }
     Ok(scheduler.serve(listener, stop).await?)
+}
+
+fn start_traces(wanted: &TraceArgs) -> anyhow::Result<(Tracer, Option<Exporter>)> {
+    let Some(endpoint) = wanted.trace_endpoint.clone() else { return Ok(Default::default()) };
+    let instance = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let (sample, service) = (wanted.trace_sample, "pondhawk-scheduler");
+    let settings = trace::Settings { endpoint, sample, follow: false, service, instance };
+    let (tracer, exporter) = trace::start(&settings).context("--trace-endpoint")?;
+    Ok((tracer, Some(exporter)))
+}
+
+fn trace_endpoint(text: &str) -> Result<String, String> {
+    trace::check_endpoint(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn print_token(token: &Token) -> anyhow::Result<()> {
@@ -264,6 +295,11 @@ fn page_address(text: &str) -> Result<PageAddress, String> {
     }
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a number from 0 to 1".to_owned())
+}
+
 /// `90s`, `15m`, `24h`, `7d`; at most a year.
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8));
@@ -300,6 +336,18 @@ mod tests {
         assert_eq!(page_address("off"), Ok(PageAddress(None)));
         assert_eq!(page_address("[::1]:65101"), Ok(PageAddress(Some("[::1]:65101".parse().unwrap()))));
         assert!(page_address("65101").is_err() && page_address("localhost:65101").is_err());
+    }
+
+    #[test]
+    fn traces_go_to_a_bare_address_and_a_share_is_of_one() {
+        assert!(trace_endpoint("http://127.0.0.1:4317").is_ok() && trace_endpoint("https://otel.example:4317").is_ok());
+        for bad in
+            ["", "127.0.0.1:4317", "http://h", "http://h:1/v1/traces", "http://h:1?a", "ftp://h:1", "http://u@h:1"]
+        {
+            assert!(trace_endpoint(bad).is_err(), "{bad}");
+        }
+        assert_eq!((share("0.5"), share("1")), (Ok(0.5), Ok(1.0)));
+        assert!(share("1.5").is_err() && share("-1").is_err() && share("NaN").is_err());
     }
 
     #[test]

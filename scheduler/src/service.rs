@@ -9,6 +9,7 @@ mod tell;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod waits;
 
 use std::io;
 use std::path::Path;
@@ -30,6 +31,7 @@ pub(crate) use tls::unix_now;
 use crate::authority::{Authority, AuthorityError};
 use crate::cluster;
 use crate::hosts::Suffixes;
+use crate::trace::Tracer;
 use crate::trust::{TrustError, TrustRoot};
 use actor::Input;
 use rpc::Rpc;
@@ -51,6 +53,8 @@ pub struct Options {
     pub ping: Duration,
     /// What the cluster's nodes may intercept: the trust root is constrained to it when it is made.
     pub hosts: Suffixes,
+    /// Where it says how long traced wishes wait.
+    pub tracer: Tracer,
 }
 
 impl Default for Options {
@@ -60,6 +64,7 @@ impl Default for Options {
             progress: Duration::from_millis(100),
             ping: Duration::from_secs(2),
             hosts: Suffixes::hub(),
+            tracer: Tracer::default(),
         }
     }
 }
@@ -142,7 +147,8 @@ impl Scheduler {
     /// A way to look into it, for as long as it is there.
     pub fn viewer(&self) -> Viewer {
         let (inputs, status) = (self.inputs.subscribe(), self.status.subscribe());
-        Viewer { inputs, status, sessions: Arc::clone(&self.counts) }
+        let (sessions, tracer) = (Arc::clone(&self.counts), self.options.tracer.clone());
+        Viewer { inputs, status, sessions, tracer }
     }
 
     /// At most a tick (50 ms) old.
@@ -159,7 +165,8 @@ impl Scheduler {
     ) -> Result<(), SchedulerError> {
         let address = listener.local_addr().map_err(SchedulerError::Listener)?;
         let config = tls::server_config(self.authority.ca(), Arc::clone(&self.own))?;
-        let (inputs, status) = actor::start(cluster::Options { seed: random(), ..self.options.cluster.clone() });
+        let options = cluster::Options { seed: random(), ..self.options.cluster.clone() };
+        let (inputs, status) = actor::start(options, self.options.tracer.clone());
         self.inputs.send_replace(Some(inputs.downgrade()));
         let (conns, incoming) = tls::backlog();
         let helpers = [

@@ -6,6 +6,7 @@ use pondhawk::{
     store::{About, Held, Keeping, Options as StoreOptions, Store, TaskMeta},
     swarm::exchange::{Exchange, Parent},
     task::{Layout, TaskId},
+    trace::Tracer,
     uring::{Pool, probe},
     wire::{Endpoint, Identity, Link, Links, Options, PeerId, Stop, Uploads},
 };
@@ -101,7 +102,7 @@ async fn serve(
     let endpoint = Rc::new(Endpoint::bind(&stage.identity("seed"), options).unwrap());
     listening.send(endpoint.local_addr().unwrap()).unwrap();
     let uploads = Uploads::new(Arc::new(Exchange::default()), 64, 0);
-    let serving = Rc::clone(&endpoint).serve(Arc::clone(&stage.seed), uploads);
+    let serving = Rc::clone(&endpoint).serve(Arc::clone(&stage.seed), uploads, Tracer::default());
     tokio::select! {
         () = serving => {}
         _ = done => endpoint.close(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pondhawk_scheduler::trace;
+
 use super::{Config, Period, Quota, Size};
 use crate::swarm::upstream::Upstream;
 
@@ -39,6 +41,7 @@ impl Config {
         self.check_store(&mut check);
         self.check_limits(&mut check);
         self.check_times(&mut check);
+        self.check_tracing(&mut check);
         found.extend(self.check_ports());
         found.extend(self.check_intercept());
         found.extend(self.check_swarm());
@@ -94,6 +97,13 @@ impl Config {
         bounded("limits.idle_timeout", self.limits.idle_timeout, short);
         bounded("limits.handshake_timeout", self.limits.handshake_timeout, short);
         bounded("limits.send_stall", self.limits.send_stall, short);
+    }
+
+    fn check_tracing(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
+        let endpoint = self.tracing.endpoint.as_deref().map_or(Ok(()), trace::check_endpoint);
+        let why = endpoint.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        check(endpoint.is_ok(), "tracing.endpoint", &why);
+        check((0.0..=1.0).contains(&self.tracing.sample), "tracing.sample", "must be from 0 to 1");
     }
 
     fn check_ports(&self) -> Option<CheckError> {

@@ -25,7 +25,7 @@ pub(super) trait Keys {
 macro_rules! plain_values {
     ($($name:ty),* $(,)?) => {$( impl Keys for $name {} )*};
 }
-plain_values!(bool, u8, u16, u32, u64, usize, String, PathBuf, Listen, Mark, Period, Quota, Size, SocketPath);
+plain_values!(bool, f64, u8, u16, u32, u64, usize, String, PathBuf, Listen, Mark, Period, Quota, Size, SocketPath);
 plain_values!(Option<PathBuf>, Option<String>, Option<IpAddr>, Option<Ipv4Addr>, Option<Ipv6Addr>, Option<Size>);
 impl<T> Keys for Vec<T> {}
 impl<K, V> Keys for BTreeMap<K, V> {}

@@ -161,6 +161,10 @@ fn value_like(current: &Value, text: &str) -> Result<Value, String> {
         }
         Value::Array(_) | Value::Object(_) => flow(),
         Value::Bool(_) => text.parse().map(Value::Bool).map_err(|_| format!("`{text}` is neither true nor false")),
+        Value::Number(number) if number.is_f64() => {
+            let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+            number.map(Value::from).ok_or_else(|| format!("`{text}` is no number"))
+        }
         Value::Number(_) => text.parse::<u64>().map(Value::from).map_err(|_| format!("`{text}` is no whole number")),
         Value::Null | Value::String(_) if text == "null" => Ok(Value::Null),
         Value::Null | Value::String(_) => Ok(Value::from(text)),

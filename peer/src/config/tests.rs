@@ -146,6 +146,17 @@ fn a_wrong_setting_is_named_as_it_was_given() {
 }
 
 #[test]
+fn traces_go_to_a_bare_address_and_are_a_share_of_requests() {
+    let traced =
+        with_settings(&["tracing.endpoint=http://127.0.0.1:4317", "tracing.sample=0.25"]).unwrap().config.tracing;
+    assert_eq!((traced.endpoint.as_deref(), traced.sample), (Some("http://127.0.0.1:4317"), 0.25));
+    assert!(problem(&["tracing.endpoint=127.0.0.1:4317"]).contains("tracing.endpoint: must be http://host:port"));
+    assert!(problem(&["tracing.sample=1.5"]).contains("tracing.sample: must be from 0 to 1"));
+    assert!(problem(&["tracing.sample=half"]).contains("`half` is no number"));
+    assert!(problem(&["tracing.sample=NaN"]).contains("`NaN` is no number"));
+}
+
+#[test]
 fn contradictions_are_named_with_their_keys() {
     let expected = [
         ("listen.admin=127.0.0.1:65001", "listen.admin: port 65001 is already taken by listen.proxy"),

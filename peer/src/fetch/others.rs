@@ -11,13 +11,14 @@ use crate::{
     store::{About, Keeping, TaskMeta},
     swarm::exchange::Wish,
     task::{Identity, Layout},
+    trace::Context,
 };
 
 /// Begins or joins the download of a task that the scheduler wishes this node to hold.
 ///
 /// # Errors
 /// Why not, naming who is at fault.
-pub async fn from_others(shard: &Rc<Shard>, wish: &Wish) -> Result<Source, String> {
+pub async fn from_others(shard: &Rc<Shard>, wish: &Wish, trace: Option<Context>) -> Result<Source, String> {
     let node = &shard.node;
     let identity = Identity::from_content_name(&wish.name).filter(|named| named.task_id(None) == Some(wish.task));
     let identity = identity.ok_or("the task's name does not follow from the hash that the scheduler told")?;
@@ -43,5 +44,5 @@ pub async fn from_others(shard: &Rc<Shard>, wish: &Wish) -> Result<Source, Strin
     if held.bitmap().is_full() {
         return Ok(complete(held, Ground::Asked));
     }
-    download(shard, held, Name { host: wish.host.clone(), content: Some(wish.name.clone()) }, None)
+    download(shard, held, Name { host: wish.host.clone(), content: Some(wish.name.clone()) }, None, trace)
 }

@@ -8,7 +8,7 @@ use std::{ops::Range, rc::Rc, sync::Arc};
 
 use hyper::{HeaderMap, StatusCode, header};
 
-use super::{Found, Source, Terms, begin, complete, is_whole};
+use super::{Found, Source, Terms, begin, complete, is_whole, traced};
 use crate::{
     authorize::{Allowed, Ground},
     http::head::RequestHead,
@@ -63,14 +63,14 @@ pub(super) async fn find(
     let probe = match (granted, &here) {
         (true, Some(here)) => Arc::new(told(&request, &window, claim(here).and_then(|claim| claim.total))),
         // What is known of the object, and no more than that is needed: the URL was given out a moment ago.
-        (true, None) => match node.origin.probe(&request).await {
-            Ok(probe) => Arc::new(probe),
+        (true, None) => match traced::probe(node, &request, terms).await {
+            Ok(probe) => probe,
             Err(error) => {
                 tracing::debug!(%error, at = request.label(), "only what the reconstruction said is known of a xorb");
                 Arc::new(told(&request, &window, None))
             }
         },
-        (false, _) => match node.authorizer.authorize(&node.origin, &request, whole.is_some()).await {
+        (false, _) => match traced::authorize(node, &request, whole.is_some(), terms).await {
             Ok(Allowed { probe: Some(probe), .. }) => probe,
             Ok(Allowed { probe: None, ground }) => match whole {
                 Some(whole) => return served(complete(whole, ground), window),

@@ -30,6 +30,7 @@ use crate::{
     shard::Shard,
     swarm::OriginRequest,
     tls::Distrust,
+    trace::{RequestSpan, asked_of_node},
 };
 
 /// Serves requests until the client or the node ends the connection. Tells whether the client left in a way that says
@@ -62,6 +63,7 @@ pub async fn serve(
         let mut exchange = Exchange::new(Rc::clone(&shard), head, &arrival);
         let route = exchange.route(&arrival);
         let way = exchange.way;
+        let trace = exchange.trace(&route);
         let run = match route {
             Ok(Route::Tunnel { host, port }) => {
                 tunnel::serve(exchange, transport, host, port).await;
@@ -74,12 +76,22 @@ pub async fn serve(
         match run {
             Ok(Done { outcome, keep }) => {
                 shard.node.metrics.request(way, outcome);
+                trace.note(|span| {
+                    span.set("pondhawk.outcome", outcome.name());
+                    if outcome == Outcome::Error {
+                        span.fail(|| "the node or the origin failed".to_owned());
+                    }
+                });
                 if !keep {
                     break;
                 }
             }
             Err(error) => {
                 shard.node.metrics.request(way, Outcome::Error);
+                trace.note(|span| {
+                    span.set("pondhawk.outcome", Outcome::Error.name());
+                    span.fail(|| error.to_string());
+                });
                 tracing::debug!(%error, "a reply was cut");
                 transport.cut();
                 return None;
@@ -123,6 +135,8 @@ pub struct Exchange {
     pub way: Way,
     /// When its head was complete.
     pub started: Instant,
+    /// Its span, where it is traced.
+    pub span: RequestSpan,
     /// Further fields of a reply from the store.
     pub extra: Vec<(String, Vec<u8>)>,
     wishes: Wishes,
@@ -150,7 +164,25 @@ impl Exchange {
             Arrival::Proxy => Way::Proxy,
         };
         let wishes = Wishes::default();
-        Self { shard, head, way, started: Instant::now(), extra: Vec::new(), wishes, base: None }
+        let (started, span) = (Instant::now(), RequestSpan::default());
+        Self { shard, head, way, started, span, extra: Vec::new(), wishes, base: None }
+    }
+
+    /// Begins its span, as far as it is traced. What comes through a tunnel are requests of their own.
+    fn trace(&mut self, route: &Result<Route, Refusal>) -> RequestSpan {
+        let url = match route {
+            Ok(Route::Tunnel { .. }) => return RequestSpan::default(),
+            Ok(Route::Url(treatment)) => Some(&treatment.url),
+            Ok(Route::Mirror(url)) => Some(url),
+            Err(_) => None,
+        };
+        let mut span = self.shard.node.tracer.request("request", || self.head.get("traceparent"));
+        if span.is_on() {
+            asked_of_node(&mut span, &self.head.method, url);
+            span.set("pondhawk.way", self.way.name());
+        }
+        self.span = RequestSpan::new(span);
+        self.span.clone()
     }
 
     /// Where the request goes; notes what it asks of the node, and whether it came for the Hub.
@@ -226,7 +258,7 @@ impl Exchange {
             terms.filter = Some(base.clone().and(&self.wishes.drop_params).unwrap_or(base));
         }
         let prefetch = self.wishes.prefetch || self.shard.node.config.store.prefetch;
-        Terms { namespace: self.wishes.namespace.clone(), prefetch, ..terms }
+        Terms { namespace: self.wishes.namespace.clone(), prefetch, trace: self.span.context(), ..terms }
     }
 
     /// Turns what an answer's headers lead to, where this node takes the Hub's place.
@@ -248,6 +280,7 @@ impl Exchange {
 
     /// The head of a reply from the store.
     pub fn stored_head(&self, selection: &Selection<'_>, stored: &[(String, Vec<u8>)], about: &About) -> Vec<u8> {
+        self.span.status(selection.status());
         response::with_fields(response::stored_reply(selection, stored, about), &self.extra)
     }
 
@@ -278,10 +311,17 @@ impl Exchange {
         // Behind a CONNECT comes what is meant for its tunnel.
         let keep = self.keeps() && self.head.framing() == Framing::None && self.head.method != "CONNECT";
         let head_only = self.head.method == "HEAD";
+        self.span.status(status);
         let answer = response::error_reply(status, party, sentence, fields, head_only, &self.about(keep, 0));
         transport.send(answer).await?;
         let outcome = if status < 500 { Outcome::Refused } else { Outcome::Error };
         Ok(Done { outcome, keep })
+    }
+
+    /// So many bytes of a body went to the client.
+    pub fn sent(&self, bytes: u64) {
+        self.shard.node.metrics.sent(bytes);
+        self.span.note(|span| span.add(0, bytes));
     }
 
     /// Whether both sides would keep the connection.

@@ -18,6 +18,7 @@ use crate::{
     limits,
     metrics::Outcome,
     swarm::{OriginBody, OriginError, OriginRequest},
+    trace::{Kind, asked_of_origin, method_name},
 };
 
 /// Streams the request to the origin and the answer to the client, both as they are and at the same time.
@@ -41,6 +42,8 @@ pub async fn forward(
     if reading.is_plain() {
         request.headers.push(("accept-encoding".to_owned(), b"identity".to_vec()));
     }
+    let mut span = exchange.shard.node.tracer.span("forward", Kind::Client, exchange.span.context());
+    asked_of_origin(&mut span, method_name(&exchange.head.method), &request);
     let asking = origin.forward(method, &request, body);
     tokio::pin!(asking);
     let answer = loop {
@@ -50,8 +53,16 @@ pub async fn forward(
         }
     };
     match answer {
-        Ok(answer) => relay(&exchange, transport, answer, upload, reading).await,
+        Ok(answer) => {
+            span.set("http.response.status_code", u64::from(answer.status().as_u16()));
+            let relayed = relay(&exchange, transport, answer, upload, reading).await;
+            if let Err(error) = &relayed {
+                span.fail(|| error.to_string());
+            }
+            relayed
+        }
         Err(error) => {
+            span.fail(|| error.to_string());
             tracing::warn!(%error, "passing a request through failed");
             let party = if error.status().is_client_error() { Party::Client } else { Party::Origin };
             let done = exchange.refuse(transport, error.status().as_u16(), party, &error.to_string()).await?;
@@ -73,6 +84,7 @@ pub async fn hand_on(
     let keep = exchange.keeps();
     let mut headers = pairs(&answer.headers);
     exchange.turn(&mut headers);
+    exchange.span.status(answer.status.as_u16());
     let length = RelayedBody::Length(answer.body.len() as u64);
     let mut reply = response::relayed_reply(answer.status.as_u16(), &headers, length, &exchange.about(keep, 0));
     reply.extend_from_slice(&answer.body);
@@ -115,13 +127,14 @@ async fn relay(
     let framing = relayed_framing(exchange, parts.status.as_u16(), &parts.headers, &body);
     // The head promises to keep the connection before it is known whether all of the request was read.
     let keep = exchange.keeps() && upload.whole && framing != RelayedBody::UntilClose;
+    exchange.span.status(parts.status.as_u16());
     let head = response::relayed_reply(parts.status.as_u16(), &headers, framing, &exchange.about(keep, 0));
     transport.send(head).await?;
     exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
     if exchange.head.method != "HEAD" && framing != RelayedBody::None {
         while let Some(chunk) = upload.while_waiting_for(&mut body, transport).await? {
             overheard.iter_mut().for_each(|overheard| overheard.take(&chunk));
-            exchange.shard.node.metrics.sent(chunk.len() as u64);
+            exchange.sent(chunk.len() as u64);
             transport.send(if framing == RelayedBody::Chunked { framed_chunk(&chunk) } else { chunk.to_vec() }).await?;
             body.was_paused();
         }
@@ -158,9 +171,10 @@ async fn turned(
     let whole = exchange.turned_json(&whole).unwrap_or(whole);
     let keep = exchange.keeps() && upload.whole;
     let length = RelayedBody::Length(whole.len() as u64);
+    exchange.span.status(status);
     let mut reply = response::relayed_reply(status, headers, length, &exchange.about(keep, 0));
     exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
-    exchange.shard.node.metrics.sent(whole.len() as u64);
+    exchange.sent(whole.len() as u64);
     reply.extend_from_slice(&whole);
     transport.send(reply).await?;
     Ok(Done { outcome: outcome_of(status), keep })

@@ -128,6 +128,7 @@ async fn head(
     let keep = exchange.keeps();
     exchange.turn(&mut headers);
     let body = len.map_or(RelayedBody::None, RelayedBody::Length);
+    exchange.span.status(status);
     transport.send(response::relayed_reply(status, &headers, body, &exchange.about(keep, 0))).await?;
     Ok(Done { outcome: if status < 400 { Outcome::Passed } else { Outcome::Refused }, keep })
 }

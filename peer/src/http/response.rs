@@ -53,6 +53,19 @@ pub enum Selection<'a> {
     },
 }
 
+impl Selection<'_> {
+    /// The status of its reply.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Whole { .. } => 200,
+            Self::Part { .. } | Self::Parts { .. } => 206,
+            Self::NotModified => 304,
+            Self::PreconditionFailed => 412,
+            Self::Unsatisfiable { .. } => 416,
+        }
+    }
+}
+
 /// How the body of a relayed response ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayedBody {
@@ -93,14 +106,7 @@ impl Party {
 
 /// The head of a reply from a stored task; `stored` are the origin's headers, names in lower case.
 pub fn stored_reply(selection: &Selection<'_>, stored: &[(String, Vec<u8>)], about: &About) -> Vec<u8> {
-    let status = match selection {
-        Selection::Whole { .. } => 200,
-        Selection::Part { .. } | Selection::Parts { .. } => 206,
-        Selection::NotModified => 304,
-        Selection::PreconditionFailed => 412,
-        Selection::Unsatisfiable { .. } => 416,
-    };
-    let mut head = Head::new(status);
+    let mut head = Head::new(selection.status());
     let sent = |name: &str| match selection {
         Selection::Whole { .. } | Selection::Part { .. } => true,
         Selection::Parts { .. } => name != "content-type",

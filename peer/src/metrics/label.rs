@@ -146,6 +146,13 @@ labels! {
     }
 }
 
+impl Way {
+    /// As metrics spell it.
+    pub fn name(self) -> &'static str {
+        self.text()
+    }
+}
+
 impl Outcome {
     /// As metrics and `X-Pondhawk-Cache` spell it.
     pub fn name(self) -> &'static str {

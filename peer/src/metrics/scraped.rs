@@ -10,6 +10,8 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
+use crate::trace::Counts;
+
 /// How full the store is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreGauges {
@@ -46,6 +48,8 @@ pub struct Scraped {
     pub decisions: Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>,
     /// The swarm; none where nothing is shared.
     pub swarm: Box<dyn Fn() -> Option<SwarmGauges> + Send + Sync>,
+    /// What became of traces.
+    pub traces: Box<dyn Fn() -> Counts + Send + Sync>,
 }
 
 impl fmt::Debug for Scraped {
@@ -67,6 +71,9 @@ impl prometheus_client::collector::Collector for Collector {
         counter(&mut to, "store_evictions", "Tasks that gave way to others", store.evictions)?;
         gauge(&mut to, "store_quota_bytes", "What the store may hold", store.quota)?;
         (scraped.swarm)().map_or(Ok(()), |shared| swarm(&mut to, &shared))?;
+        let traces = (scraped.traces)();
+        counter(&mut to, "trace_spans_exported", "Spans of traces that a collector took", traces.exported)?;
+        counter(&mut to, "trace_spans_dropped", "Spans of traces that were lost", traces.dropped)?;
         decisions(&mut to, &(scraped.decisions)())
     }
 }

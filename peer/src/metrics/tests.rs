@@ -85,6 +85,7 @@ fn what_others_know_is_asked_for_at_each_scrape() {
     let count = Arc::new(AtomicU64::new(3));
     let counted = Arc::clone(&count);
     metrics.set_scraped(Scraped {
+        traces: Box::new(Default::default),
         store: Box::new(|| StoreGauges { tasks: 1, bytes: 2, quota: 3, evictions: 4 }),
         decisions: Box::new(move || {
             vec![("redirected", counted.load(std::sync::atomic::Ordering::Relaxed)), ("stale", 0)]

@@ -21,6 +21,7 @@ type Exported = BTreeMap<String, BTreeSet<(String, String)>>;
 fn exported() -> Exported {
     let metrics = Metrics::new();
     metrics.set_scraped(Scraped {
+        traces: Box::new(Default::default),
         store: Box::new(StoreGauges::default),
         decisions: Box::new(|| Decision::ALL.into_iter().map(|decision| (decision.name(), 0)).collect()),
         swarm: Box::new(|| Some(SwarmGauges::default())),

@@ -24,6 +24,7 @@ use crate::{
     swarm::{Origin, OriginOptions, retry::Backoff, upstream::Upstream},
     task::{Filter, Rules},
     tls::{Authority, LeafCache, Suffixes, server_config},
+    trace::Tracer,
     uring::{Listener, probe::Features},
 };
 
@@ -42,14 +43,14 @@ pub(super) struct Bound {
     pub(super) intercept: Option<u16>,
 }
 
-pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Vec<Share>), NodeError> {
+pub(super) fn build(config: Config, features: Features, tracer: Tracer) -> Result<(Arc<Node>, Vec<Share>), NodeError> {
     raise_limits();
     let suffixes = Suffixes::new(&config.intercept.hosts)?;
     let authority = Arc::new(Authority::open(&config.data_dir, &suffixes)?);
     let bundle = authority.write_bundle(&config.data_dir)?;
     tracing::debug!(path = %bundle.path.display(), "certificate bundle for clients");
     let store = open_store(&config)?;
-    let cluster = Cluster::build(&config, &authority)?.map(Arc::new);
+    let cluster = Cluster::build(&config, &authority, &tracer)?.map(Arc::new);
     let (mut shares, mut bound) = bind_proxy(&config)?;
     bind_unix(&config, &mut shares)?;
     let interceptor = start_interception(&config, &mut shares, &mut bound)?;
@@ -63,7 +64,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
     };
     let front = Replaceable::new(Front::new(&config)?);
     let users = config.proxy.users.as_deref().map(read_users).transpose()?;
-    scrape(&metrics, &store, interceptor.as_ref().ok(), cluster.as_ref());
+    scrape(&metrics, &store, interceptor.as_ref().ok(), cluster.as_ref(), &tracer);
     let node = Node {
         authorizer: Authorizer::new(authorize_options(&config)?),
         connections: Arc::new(Connections::new(config.limits.connections as usize)),
@@ -81,6 +82,7 @@ pub(super) fn build(config: Config, features: Features) -> Result<(Arc<Node>, Ve
         drain: watch::Sender::new(false),
         config,
         metrics,
+        tracer,
         store,
         rules,
         tls,
@@ -307,7 +309,9 @@ fn scrape(
     store: &Arc<Store>,
     interceptor: Option<&Arc<Interceptor>>,
     cluster: Option<&Arc<Cluster>>,
+    tracer: &Tracer,
 ) {
+    let tracer = tracer.clone();
     let (store, interceptor, cluster) = (Arc::clone(store), interceptor.cloned(), cluster.cloned());
     metrics.set_scraped(Scraped {
         store: Box::new(move || {
@@ -320,6 +324,7 @@ fn scrape(
             }
         }),
         decisions: Box::new(move || interceptor.as_ref().map_or_else(Vec::new, |it| it.counters())),
+        traces: Box::new(move || tracer.counts().unwrap_or_default()),
         swarm: Box::new(move || cluster.as_ref().map(|cluster| cluster.gauges())),
     });
 }

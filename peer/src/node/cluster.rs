@@ -28,6 +28,7 @@ use crate::{
         session::{self, SessionOptions, SwarmStatus},
     },
     tls::{Authority, Suffixes},
+    trace::Tracer,
     wire::{Endpoint, Identity, LinkStatus, Links, Options, PeerId, Uploads, rate::Bucket},
 };
 
@@ -71,13 +72,17 @@ struct OwnScheduler {
 
 impl Cluster {
     /// What the configuration makes of it; `None` where nothing is to be shared.
-    pub(super) fn build(config: &Config, authority: &Arc<Authority>) -> Result<Option<Self>, NodeError> {
+    pub(super) fn build(
+        config: &Config,
+        authority: &Arc<Authority>,
+        tracer: &Tracer,
+    ) -> Result<Option<Self>, NodeError> {
         let settings = &config.scheduler;
         if config.swarm.listen.0.is_none() || settings.join.is_none() && settings.listen.0.is_none() {
             return Ok(None);
         }
         let own = match (&settings.join, settings.listen.0) {
-            (None, Some(address)) => Some(own_scheduler(config, address, authority.suffixes())?),
+            (None, Some(address)) => Some(own_scheduler(config, address, authority.suffixes(), tracer)?),
             _ => None,
         };
         let (join, token) = match (&settings.join, &own) {
@@ -190,7 +195,7 @@ impl Cluster {
         let Some((endpoint, links)) = self.bind(&shard, index, &mut identities).await else { return };
         shard.links.replace(Some(Rc::clone(&links)));
         let library = Arc::clone(&shard.node.store);
-        tokio_uring::spawn(Rc::clone(&endpoint).serve(library, Arc::clone(&self.uploads)));
+        tokio_uring::spawn(Rc::clone(&endpoint).serve(library, Arc::clone(&self.uploads), shard.node.tracer.clone()));
         loop {
             tokio::select! {
                 changed = identities.changed() => if changed.is_err() { return },
@@ -250,8 +255,13 @@ async fn take_wishes(exchange: Arc<Exchange>, node: Arc<Node>) {
     }
 }
 
-fn own_scheduler(config: &Config, address: SocketAddr, hosts: &Suffixes) -> Result<OwnScheduler, NodeError> {
-    let options = SchedulerOptions { hosts: hosts.clone(), ..SchedulerOptions::default() };
+fn own_scheduler(
+    config: &Config,
+    address: SocketAddr,
+    hosts: &Suffixes,
+    tracer: &Tracer,
+) -> Result<OwnScheduler, NodeError> {
+    let options = SchedulerOptions { hosts: hosts.clone(), tracer: tracer.clone(), ..SchedulerOptions::default() };
     let scheduler = Arc::new(Scheduler::open(&config.data_dir.join(SCHEDULER_DIR), options)?);
     let bind = |what, address| TcpListener::bind(address).map_err(|source| NodeError::Listen { what, address, source });
     let listener = bind("this node's scheduler", address)?;
@@ -276,7 +286,7 @@ impl OwnScheduler {
 }
 
 /// The configured name, or the host's made fit: lower case, and '-' for what a name cannot have.
-fn node_name(configured: Option<&str>) -> Result<PeerId, NodeError> {
+pub(super) fn node_name(configured: Option<&str>) -> Result<PeerId, NodeError> {
     let host = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     let name = configured.map_or_else(host, str::to_owned);
     let fit = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' { c } else { '-' };

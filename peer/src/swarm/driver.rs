@@ -29,6 +29,7 @@ use super::{
 use crate::{
     store::{Held, StoreError},
     task::Proof,
+    trace::{Context, Kind, Span, Trunk, asked_of_origin},
     uring::Pool,
     wire::{FetchError, PeerId},
 };
@@ -125,6 +126,7 @@ pub(super) struct Shared {
     status: watch::Sender<Status>,
     pub(super) from_origin: AtomicU64,
     pub(super) from_peers: AtomicU64,
+    trace: Option<Context>,
 }
 
 #[derive(Default)]
@@ -143,7 +145,7 @@ enum Command {
 
 /// Starts a download into `held` on the calling shard (a tokio-uring runtime). Nothing is fetched until a reader wants it
 /// ([`Handle::want`]), unless the policy lets downloads finish alone. With `sharing`, pieces also come from other nodes;
-/// without a `first` offer from them alone, until a client comes with its own.
+/// without a `first` offer from them alone, until a client comes with its own. `span` lasts as long as the download.
 pub fn start(
     held: Arc<Held>,
     origin: Arc<Origin>,
@@ -151,6 +153,7 @@ pub fn start(
     first: Option<Offer>,
     sharing: Option<Sharing>,
     options: DriverOptions,
+    span: Span,
 ) -> Handle {
     let shared = Arc::new(Shared {
         inbox: Mutex::default(),
@@ -158,6 +161,7 @@ pub fn start(
         status: watch::Sender::new(Status::Running),
         from_origin: AtomicU64::new(0),
         from_peers: AtomicU64::new(0),
+        trace: span.context(),
     });
     let handle = Handle { shared: Arc::clone(&shared) };
     let reach = match &first {
@@ -172,11 +176,14 @@ pub fn start(
         let user = held.user();
         // A timeout only means that pieces which may be there are fetched again.
         let _ = timeout(CHECK_DEADLINE, held.checked()).await;
-        let mut driver = Driver::new(Arc::clone(&held), origin, pool, shared, reach, options);
+        let (reporter, reports) = mpsc::channel(MAX_REPORTS);
+        let (partials, trace) = (RefCell::default(), Trunk::new(span));
+        let tools = Tools { held: Arc::clone(&held), origin, pool, reporter, partials, shared, trace };
+        let mut driver = Driver::new(Rc::new(tools), reports, reach, options);
         if let Some(sharing) = sharing {
             // Before anything is fetched: a scheduler may lead.
             let standing = sharing.exchange.standing_of(&held.meta.id);
-            driver.share = Some(Share::new(sharing, held, driver.tools.reporter.clone()));
+            driver.share = Some(Share::new(sharing, &driver.tools));
             driver.hear(vec![Told::Standing(standing)]);
         }
         driver.drive().await;
@@ -235,6 +242,11 @@ impl Handle {
     /// Bytes received from other nodes so far.
     pub fn peer_bytes(&self) -> u64 {
         self.shared.from_peers.load(Ordering::Relaxed)
+    }
+
+    /// Its span, where it is recorded.
+    pub fn trace(&self) -> Option<Context> {
+        self.shared.trace
     }
 
     /// Whether both lead to the same download.
@@ -303,6 +315,8 @@ fn revive(status: &mut Status) -> bool {
 struct Driver {
     machine: Download,
     tools: Rc<Tools>,
+    /// Pieces that were there before.
+    had: u32,
     share: Option<Share>,
     shared: Arc<Shared>,
     reports: mpsc::Receiver<Report>,
@@ -322,23 +336,14 @@ struct Running {
 }
 
 impl Driver {
-    fn new(
-        held: Arc<Held>,
-        origin: Arc<Origin>,
-        pool: Pool,
-        shared: Arc<Shared>,
-        reach: Reach,
-        options: DriverOptions,
-    ) -> Self {
-        let machine = Download::new(held.meta.layout, held.bitmap(), reach, options.policy);
-        let (reporter, reports) = mpsc::channel(MAX_REPORTS);
-        let partials = RefCell::default();
-        let tools = Tools { held, origin, pool, reporter, partials, shared: Arc::clone(&shared) };
+    fn new(tools: Rc<Tools>, reports: mpsc::Receiver<Report>, reach: Reach, options: DriverOptions) -> Self {
+        let held = &tools.held;
         Self {
-            machine,
-            tools: Rc::new(tools),
+            machine: Download::new(held.meta.layout, held.bitmap(), reach, options.policy),
+            had: held.bitmap().count(),
             share: None,
-            shared,
+            shared: Arc::clone(&tools.shared),
+            tools,
             reports,
             runs: HashMap::new(),
             sources: Vec::new(),
@@ -467,8 +472,8 @@ impl Driver {
                 Event::RunFailed { run, class }
             }
             Report::Failed(_, RunError::Store(error)) => self.disk_failed(error),
-            Report::LinkUp(id, link) => match &mut self.share {
-                Some(share) => share.link_up(id, link),
+            Report::LinkUp(id, link, span) => match &mut self.share {
+                Some(share) => share.link_up(id, link, span),
                 None => return,
             },
             Report::LinkDown(id) => match &mut self.share {
@@ -537,7 +542,7 @@ impl Driver {
     fn share_out(&mut self, action: Action) {
         let Some(share) = &mut self.share else { return };
         match action {
-            Action::Ask { link, piece } if share.ask(&self.tools, link, piece) => {}
+            Action::Ask { link, piece } if share.ask(link, piece) => {}
             Action::Ask { link, piece } => {
                 self.machine.handle(self.begun.elapsed(), Event::PeerFailed { link, piece });
             }
@@ -558,7 +563,11 @@ impl Driver {
             return self.machine.handle(self.now(), Event::RunFailed { run, class: super::retry::Class::Busy });
         };
         let trimmed = Rc::new(Cell::new(false));
+        let mut span = self.tools.trace.part("origin run", Kind::Client);
+        asked_of_origin(&mut span, "GET", request);
+        span.set("pondhawk.first_piece", u64::from(fetch.pieces.start));
         let job = Run {
+            span: RefCell::new(span),
             tools: Rc::clone(&self.tools),
             request: Rc::clone(request),
             expected: Rc::clone(expected),
@@ -567,6 +576,25 @@ impl Driver {
         };
         let task = tokio_uring::spawn(job.report()).abort_handle();
         self.runs.insert(run, Running { task, trimmed });
+    }
+
+    /// What became of it, for its trace.
+    fn tell(&self, span: &mut Span) {
+        let (origin, peers) = (&self.shared.from_origin, &self.shared.from_peers);
+        let (origin, peers) = (origin.load(Ordering::Relaxed), peers.load(Ordering::Relaxed));
+        span.set("pondhawk.origin_bytes", origin);
+        span.set("pondhawk.peer_bytes", peers);
+        let pieces = self.tools.held.bitmap().count().saturating_sub(self.had);
+        span.add(pieces.into(), origin + peers);
+        let outcome = match &*self.shared.status.borrow() {
+            Status::Running | Status::Stopped => "stopped",
+            Status::Done => "done",
+            Status::Failed(error) => {
+                span.fail(|| error.to_string());
+                "failed"
+            }
+        };
+        span.set("pondhawk.outcome", outcome);
     }
 
     fn failure(&self, reason: Reason) -> DownloadError {
@@ -594,5 +622,8 @@ impl Drop for Driver {
         if !ended {
             self.shared.close(Status::Stopped);
         }
+        // Their own parts end first.
+        drop(self.share.take());
+        self.tools.trace.end(|span| self.tell(span));
     }
 }

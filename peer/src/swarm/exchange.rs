@@ -24,6 +24,7 @@ use super::seats::Seats;
 use crate::{
     metrics::{Metrics, Totals},
     task::TaskId,
+    trace::Context,
     wire::PeerId,
 };
 
@@ -150,6 +151,8 @@ pub struct Want {
     pub wanted: Option<Vec<Range<u32>>>,
     /// What the task's name is made of: see [`Identity::to_content_name`](crate::task::Identity::to_content_name).
     pub name: Option<Vec<u8>>,
+    /// The span of the download, where it is recorded.
+    pub trace: Option<Context>,
 }
 
 /// Which other nodes are to hold a task.

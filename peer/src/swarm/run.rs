@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     store::{Held, StoreError},
+    trace::{Span, Trunk},
     uring::{Buf, Pool},
     wire::{Link, PeerId},
 };
@@ -41,6 +42,8 @@ pub(super) struct Tools {
     /// Of pieces whose run stopped in the middle; at most one a parked run.
     pub(super) partials: RefCell<HashMap<u32, Partial>>,
     pub(super) shared: Arc<Shared>,
+    /// The download's span.
+    pub(super) trace: Trunk,
 }
 
 /// A piece up to where it is written.
@@ -60,7 +63,7 @@ pub(super) enum Report {
     },
     Failed(RunId, RunError),
     /// A peer can be asked.
-    LinkUp(LinkId, Rc<Link>),
+    LinkUp(LinkId, Rc<Link>, Span),
     LinkDown(LinkId),
     /// A peer was asked for a piece.
     Fetched {
@@ -87,6 +90,8 @@ pub(super) struct Run {
     /// Set by the driver: end after the piece under way.
     pub(super) trimmed: Rc<Cell<bool>>,
     pub(super) fetch: Fetch,
+    /// It ends with the run, also with one that is cancelled.
+    pub(super) span: RefCell<Span>,
 }
 
 impl Run {
@@ -95,10 +100,24 @@ impl Run {
         let run = self.fetch.run;
         let report = match self.fetch().await {
             Ok(()) => Report::Event(Event::RunEnded { run }),
-            Err(error) => Report::Failed(run, error),
+            Err(error) => {
+                self.tell(&error);
+                Report::Failed(run, error)
+            }
         };
+        drop(self.span.take());
         // The driver is gone only if nobody wants to know.
         let _ = self.tools.reporter.send(report).await;
+    }
+
+    fn tell(&self, error: &RunError) {
+        let mut span = self.span.borrow_mut();
+        if let RunError::Origin(error) = error
+            && let Some(answer) = error.answer()
+        {
+            span.set("http.response.status_code", u64::from(answer.status.as_u16()));
+        }
+        span.fail(|| error.to_string());
     }
 
     async fn fetch(&self) -> Result<(), RunError> {
@@ -118,11 +137,15 @@ impl Run {
         } else {
             (self.tools.origin.get_range(&self.request, start..end, &self.expected).await?, 0)
         };
+        // Nothing else is a body.
+        let status = if self.fetch.whole && self.request.window.is_none() { 200_u64 } else { 206 };
+        self.span.borrow_mut().set("http.response.status_code", status);
         while !sink.is_done() {
             let Some(mut data) = self.next(&mut body, sink).await? else {
                 return Err(OriginError::Cut { at: self.request.label(), received: sink.offset.into() }.into());
             };
             self.tools.shared.from_origin.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.span.borrow_mut().add(0, data.len() as u64);
             if self.tools.origin.pace(data.len() as u64).await {
                 body.was_paused();
             }
@@ -240,6 +263,7 @@ impl<'a> Sink<'a> {
             // As in Run::report.
             let _ = self.run.tools.reporter.send(Report::Event(event)).await;
         }
+        self.run.span.borrow_mut().add(1, 0);
         self.piece += 1;
         self.offset = 0;
         self.hasher.reset();

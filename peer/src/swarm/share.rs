@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
+use tokio::{task::AbortHandle, time::Instant};
 
 use super::{
     download::{Event, GiveBack, Leader, LinkId, Wanted},
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     metrics::{Metrics, Source},
     store::Held,
+    trace::{Kind, Span},
     wire::{BlameKind, FetchError, Have, Link, Links, PeerId, Stop, rate::Bucket},
 };
 
@@ -52,9 +53,9 @@ pub(super) struct Share {
     sharing: Sharing,
     membership: Membership,
     held: Arc<Held>,
-    reporter: mpsc::Sender<Report>,
+    tools: Rc<Tools>,
     parents: HashMap<PeerId, Parenthood>,
-    links: HashMap<LinkId, Rc<Link>>,
+    links: HashMap<LinkId, Linked>,
     fetches: HashMap<(LinkId, u32), Asked>,
     next_link: Rc<Cell<u64>>,
     digests: Vec<Option<[u8; 32]>>,
@@ -69,6 +70,12 @@ struct Parenthood {
     current: Rc<Cell<Option<LinkId>>>,
 }
 
+struct Linked {
+    link: Rc<Link>,
+    /// From the first to the last piece that the peer is asked for.
+    span: Span,
+}
+
 struct Asked {
     stop: Rc<Stop>,
     digest: [u8; 32],
@@ -78,13 +85,14 @@ struct Asked {
 pub(super) type Fetched = Result<u64, FetchError>;
 
 impl Share {
-    pub(super) fn new(sharing: Sharing, held: Arc<Held>, reporter: mpsc::Sender<Report>) -> Self {
+    pub(super) fn new(sharing: Sharing, tools: &Rc<Tools>) -> Self {
+        let (held, tools) = (Arc::clone(&tools.held), Rc::clone(tools));
         let digests = vec![None; held.meta.layout.pieces() as usize];
         Self {
             membership: sharing.exchange.join(held.meta.id),
             sharing,
             held,
-            reporter,
+            tools,
             parents: HashMap::new(),
             links: HashMap::new(),
             fetches: HashMap::new(),
@@ -152,8 +160,7 @@ impl Share {
         let keeper = Keeper {
             links,
             parent,
-            held: Arc::clone(&self.held),
-            reporter: self.reporter.clone(),
+            tools: Rc::clone(&self.tools),
             next_link: Rc::clone(&self.next_link),
             current: Rc::clone(&current),
         };
@@ -170,8 +177,8 @@ impl Share {
         Some(Event::LinkDown { link })
     }
 
-    pub(super) fn link_up(&mut self, id: LinkId, link: Rc<Link>) -> Event {
-        self.links.insert(id, link);
+    pub(super) fn link_up(&mut self, id: LinkId, link: Rc<Link>, span: Span) -> Event {
+        self.links.insert(id, Linked { link, span });
         Event::LinkUp { link: id }
     }
 
@@ -181,12 +188,14 @@ impl Share {
     }
 
     /// Asks a peer for a piece; reports how it went. False if the link or the digest has gone since that was decided.
-    pub(super) fn ask(&mut self, tools: &Rc<Tools>, id: LinkId, piece: u32) -> bool {
+    pub(super) fn ask(&mut self, id: LinkId, piece: u32) -> bool {
         let digest = self.digests.get(piece as usize).copied().flatten();
-        let (Some(link), Some(digest)) = (self.links.get(&id).cloned(), digest) else { return false };
+        let (Some(linked), Some(digest)) = (self.links.get_mut(&id), digest) else { return false };
+        linked.span.busy();
+        let link = Rc::clone(&linked.link);
         let stop = Rc::new(Stop::default());
         self.fetches.insert((id, piece), Asked { stop: Rc::clone(&stop), digest });
-        let tools = Rc::clone(tools);
+        let tools = Rc::clone(&self.tools);
         let bytes = self.held.meta.layout.bytes_of(piece);
         let mut pace = self.sharing.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let due = pace.take(std::time::Instant::now(), bytes.end - bytes.start);
@@ -233,6 +242,10 @@ impl Share {
         match result {
             Ok(bytes) => {
                 self.sharing.metrics.received(Source::Peers, *bytes);
+                if let Some(Linked { span, .. }) = self.links.get_mut(&link) {
+                    span.add(1, *bytes);
+                    span.busy();
+                }
                 let (task, len) = (self.held.meta.id, self.held.meta.layout.len());
                 self.sharing.exchange.held(task, len, piece, None);
                 self.from_peers.extend(asked.map(|asked| (piece, asked.digest)));
@@ -247,6 +260,7 @@ impl Share {
                     BlameKind::Silent => Wrong::Silent,
                     BlameKind::Missing => Wrong::Missing,
                 };
+                self.links.get_mut(&link).into_iter().for_each(|linked| linked.span.fail(|| blame.to_string()));
                 self.sharing.exchange.say(Said::Blame { peer: peer.clone(), task: self.held.meta.id, piece, kind });
                 let parted = self.part(peer);
                 [failed].into_iter().chain(parted).collect()
@@ -313,6 +327,7 @@ impl Share {
                 connections: u32::try_from(connections).unwrap_or(u32::MAX),
                 wanted: runs,
                 name: self.sharing.name.clone(),
+                trace: self.tools.trace.context(),
             }),
         };
         self.sharing.exchange.say(said);
@@ -330,8 +345,7 @@ impl Drop for Share {
 struct Keeper {
     links: Rc<Links>,
     parent: Parent,
-    held: Arc<Held>,
-    reporter: mpsc::Sender<Report>,
+    tools: Rc<Tools>,
     next_link: Rc<Cell<u64>>,
     current: Rc<Cell<Option<LinkId>>>,
 }
@@ -357,8 +371,10 @@ impl Keeper {
         let id = LinkId(self.next_link.get());
         self.next_link.set(id.0 + 1);
         self.current.set(Some(id));
-        let mut follow = link.follow(self.held.meta.id, self.held.meta.layout);
-        self.report(Report::LinkUp(id, link)).await;
+        let meta = &self.tools.held.meta;
+        let mut follow = link.follow(meta.id, meta.layout);
+        let span = self.begin(&link);
+        self.report(Report::LinkUp(id, link, span)).await;
         let lost = loop {
             match follow.next().await {
                 Ok(Have::Pieces(runs)) => {
@@ -376,8 +392,19 @@ impl Keeper {
         self.report(Report::LinkDown(id)).await;
     }
 
+    /// One span for all that comes on a link, of which the peer is told.
+    fn begin(&self, link: &Link) -> Span {
+        let mut span = self.tools.trace.part("peer fetch", Kind::Client).when_busy();
+        span.set_with("pondhawk.peer", || self.parent.peer.to_string());
+        span.set_with("network.peer.address", || self.parent.address.ip().to_string());
+        if let Some(context) = span.context() {
+            link.trace(self.tools.held.meta.id, context);
+        }
+        span
+    }
+
     async fn report(&self, report: Report) {
         // The driver is gone only if nobody wants to know.
-        let _ = self.reporter.send(report).await;
+        let _ = self.tools.reporter.send(report).await;
     }
 }

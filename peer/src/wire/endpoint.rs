@@ -11,6 +11,7 @@ use super::{
     serve::{self, Service},
     socket, transport,
 };
+use crate::trace::Tracer;
 
 /// From the first packet to the end of the handshake.
 pub(super) const DIAL_WAIT: Duration = Duration::from_secs(5);
@@ -75,8 +76,8 @@ impl Endpoint {
     }
 
     /// Serves whoever proves to be a peer, until [`Self::close`].
-    pub async fn serve(self: Rc<Self>, library: impl Library, uploads: Arc<Uploads>) {
-        let service = Rc::new(Service::new(library, uploads));
+    pub async fn serve(self: Rc<Self>, library: impl Library, uploads: Arc<Uploads>, tracer: Tracer) {
+        let service = Rc::new(Service::new(library, uploads, tracer));
         while let Some(incoming) = self.quinn.accept().await {
             if self.quinn.open_connections() > MAX_SERVED {
                 incoming.refuse();

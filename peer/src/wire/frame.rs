@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use pondhawk_scheduler::trace::Context;
+
 use crate::task::TaskId;
 
 /// The protocol that [`Frame::Hello`] names; [`ALPN`] changes when peers of two versions can't talk at all.
@@ -27,6 +29,7 @@ const FORGET: u8 = 5;
 const THROTTLE: u8 = 6;
 const FOLLOW: u8 = 7;
 const UNFOLLOW: u8 = 8;
+const TRACE: u8 = 9;
 
 /// One message of the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +76,14 @@ pub enum Frame {
     Unfollow {
         /// The task.
         task: TaskId,
+    },
+    /// What you serve of a task that I follow is a part of this trace, if you record any. From the peer that dialled only;
+    /// version 0.1.0 skips it.
+    Trace {
+        /// The task.
+        task: TaskId,
+        /// The span that it is a part of.
+        context: Context,
     },
 }
 
@@ -180,6 +191,11 @@ impl Frame {
                 out.push(UNFOLLOW);
                 out.extend(task.0);
             }
+            Self::Trace { task, context } => {
+                out.push(TRACE);
+                out.extend(task.0);
+                out.extend(context.to_bytes());
+            }
         }
         let len = u32::try_from(out.len() - start - 4).expect("frames are bounded");
         out[start..start + 4].copy_from_slice(&len.to_be_bytes());
@@ -197,6 +213,7 @@ impl Frame {
             THROTTLE => body.u32().map(|millis| Self::Throttle { millis }),
             FOLLOW => body.task().zip(body.u64()).map(|(task, len)| Self::Follow { task, len }),
             UNFOLLOW => body.task().map(|task| Self::Unfollow { task }),
+            TRACE => body.task().zip(body.context()).map(|(task, context)| Self::Trace { task, context }),
             _ => return Ok(None),
         };
         match frame {
@@ -385,6 +402,10 @@ impl<'a> Body<'a> {
 
     fn task(&mut self) -> Option<TaskId> {
         self.array().map(TaskId)
+    }
+
+    fn context(&mut self) -> Option<Context> {
+        self.take(Context::LEN).and_then(Context::from_bytes)
     }
 }
 

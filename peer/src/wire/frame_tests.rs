@@ -23,7 +23,11 @@ fn frames() -> impl Strategy<Value = Frame> {
         task.clone().prop_map(|task| Frame::Forget { task }),
         any::<u32>().prop_map(|millis| Frame::Throttle { millis }),
         (task.clone(), any::<u64>()).prop_map(|(task, len)| Frame::Follow { task, len }),
-        task.prop_map(|task| Frame::Unfollow { task }),
+        task.clone().prop_map(|task| Frame::Unfollow { task }),
+        (task, 1..u128::MAX, 1..u64::MAX).prop_map(|(task, trace, span)| Frame::Trace {
+            task,
+            context: Context { trace: trace.to_be_bytes(), span: span.to_be_bytes() },
+        }),
     ]
 }
 
@@ -57,7 +61,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_the_decoder_panic_or_hoard(bytes in proptest::collection::vec(any::<u8>(), 0..600), kind in 0..8u8) {
+    fn no_bytes_make_the_decoder_panic_or_hoard(bytes in proptest::collection::vec(any::<u8>(), 0..600), kind in 0..11u8) {
         let mut framed = (bytes.len() as u32 + 1).to_be_bytes().to_vec();
         framed.push(kind);
         framed.extend(&bytes);

@@ -21,7 +21,10 @@ use super::{
     meter::Meter,
     transport::STREAMS,
 };
-use crate::task::{Layout, TaskId};
+use crate::{
+    task::{Layout, TaskId},
+    trace::Context,
+};
 
 /// Pieces asked for at a time; the ones past it wait for their turn here, where nobody is blamed for it.
 pub(super) const PIECES: usize = STREAMS as usize / 2;
@@ -159,6 +162,11 @@ impl Link {
         Follow::new(Rc::clone(self), task, view)
     }
 
+    /// Says under which span the peer may record what it serves of a task that is followed.
+    pub fn trace(&self, task: TaskId, context: Context) {
+        self.order(Frame::Trace { task, context });
+    }
+
     /// The last follower of a task leaves.
     pub(super) fn unfollow(&self, task: TaskId, view: &Rc<View>) {
         let mut views = self.views.borrow_mut();
@@ -274,7 +282,9 @@ impl Link {
                 self.news.notify_waiters();
                 Ok(())
             }
-            Frame::Hello { .. } | Frame::Follow { .. } | Frame::Unfollow { .. } => Err(FrameError::Unexpected),
+            Frame::Hello { .. } | Frame::Follow { .. } | Frame::Unfollow { .. } | Frame::Trace { .. } => {
+                Err(FrameError::Unexpected)
+            }
         }
     }
 }

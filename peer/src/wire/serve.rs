@@ -17,6 +17,7 @@ use super::{
 use crate::{
     store::{Held, Store, Verdict},
     task::{Layout, TaskId},
+    trace::{Context, Kind, Span, Tracer},
 };
 
 /// Tasks that one link follows at a time, those that are just ending counted.
@@ -47,6 +48,7 @@ impl Library for Arc<Store> {
 pub(super) struct Service<L> {
     library: L,
     pub(super) uploads: Arc<Uploads>,
+    tracer: Tracer,
     opening: Semaphore,
 }
 
@@ -69,11 +71,22 @@ pub(super) struct Followed {
     pub(super) held: RefCell<Option<Arc<Held>>>,
     pub(super) layout: Layout,
     pub(super) stop: Stop,
+    /// What is served of it, where the other peer traces that.
+    span: RefCell<Span>,
+}
+
+impl Followed {
+    /// An answer begins, or so many pieces and bytes have left.
+    pub(super) fn served(&self, pieces: u64, bytes: u64) {
+        let mut span = self.span.borrow_mut();
+        span.add(pieces, bytes);
+        span.busy();
+    }
 }
 
 impl<L: Library> Service<L> {
-    pub(super) fn new(library: L, uploads: Arc<Uploads>) -> Self {
-        Self { library, uploads, opening: Semaphore::new(OPENING) }
+    pub(super) fn new(library: L, uploads: Arc<Uploads>, tracer: Tracer) -> Self {
+        Self { library, uploads, tracer, opening: Semaphore::new(OPENING) }
     }
 
     pub(super) async fn find(&self, task: TaskId) -> Option<Arc<Held>> {
@@ -162,6 +175,7 @@ impl<L: Library> Served<L> {
                     self.follow(task, layout);
                 }
                 Frame::Unfollow { task } if *greeted => self.unfollow(&task),
+                Frame::Trace { task, context } if *greeted => self.trace(&task, context),
                 _ => return Err(FrameError::Unexpected),
             }
         }
@@ -173,7 +187,8 @@ impl<L: Library> Served<L> {
         if Rc::strong_count(&self.announcing) > MAX_FOLLOWED {
             return self.connection.close(code::TOO_MUCH, b"you follow too many tasks");
         }
-        let followed = Rc::new(Followed { held: RefCell::default(), layout, stop: Stop::new() });
+        let followed =
+            Rc::new(Followed { held: RefCell::default(), layout, stop: Stop::new(), span: RefCell::default() });
         self.followed.borrow_mut().insert(task, Rc::clone(&followed));
         let (link, counted) = (Rc::clone(self), Rc::clone(&self.announcing));
         tokio_uring::spawn(async move {
@@ -186,6 +201,20 @@ impl<L: Library> Served<L> {
         if let Some(followed) = self.followed.borrow_mut().remove(task) {
             followed.stop.set();
         }
+    }
+
+    /// One span for all that is served of a task on this link: a large file has thousands of pieces.
+    fn trace(&self, task: &TaskId, context: Context) {
+        let Some(followed) = self.followed(task) else { return };
+        let mut span = self.service.tracer.remote("serve", Kind::Server, Some(context)).when_busy();
+        span.set_with("pondhawk.task", || task.to_string());
+        span.set_with("pondhawk.peer", || self.peer.to_string());
+        drop(followed.span.replace(span));
+    }
+
+    /// A task that the other peer follows.
+    pub(super) fn followed(&self, task: &TaskId) -> Option<Rc<Followed>> {
+        self.followed.borrow().get(task).cloned()
     }
 
     fn end(&self) {

@@ -31,6 +31,9 @@ pub(super) async fn answer<L: Library>(
         // The caller changed its mind, or the link is over: nobody waits for an answer.
         Ok(Err(_)) | Err(_) => return Ok(()),
     };
+    // Kept until the piece is sent: its span ends with the last one, though the other peer has all and follows no more.
+    let followed = link.followed(&request.task);
+    followed.iter().for_each(|followed| followed.served(0, 0));
     let Some(held) = link.find(request.task).await.filter(|held| held.bitmap().get(request.piece)) else {
         respond(&mut send, Response::Missing).await;
         return Ok(());
@@ -38,9 +41,10 @@ pub(super) async fn answer<L: Library>(
     let _user = held.user();
     match link.service.uploads.enter(&link.peer) {
         Ok(upload) => {
-            if send_piece(link, &upload, &mut send, &held, request).await.is_err() {
+            match send_piece(link, &upload, &mut send, &held, request).await {
+                Ok(bytes) => followed.iter().for_each(|followed| followed.served(1, bytes)),
                 // Fails only if the stream is over, which is what it is for.
-                let _ = send.reset(code::READ_FAILED);
+                Err(_) => drop(send.reset(code::READ_FAILED)),
             }
         }
         Err(refused) => {
@@ -67,7 +71,7 @@ async fn send_piece<L: Library>(
     send: &mut SendStream,
     held: &Arc<Held>,
     request: Request,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let bytes = held.meta.layout.bytes_of(request.piece);
     let mut at = (bytes.start + u64::from(request.from)).min(bytes.end);
     let len = u32::try_from(bytes.end - at).map_err(io::Error::other)?;
@@ -78,7 +82,8 @@ async fn send_piece<L: Library>(
         next = following?;
         at += next.len() as u64;
     }
-    send.finish().map_err(io::Error::other)
+    send.finish().map_err(io::Error::other)?;
+    Ok(len.into())
 }
 
 /// Hands bytes to the connection, which keeps them until they are acknowledged.

@@ -13,6 +13,7 @@ use pondhawk::{
     store::{About, Held, Keeping, Options as StoreOptions, Store, TaskMeta},
     swarm::exchange::{Exchange, Parent},
     task::{Layout, TaskId},
+    trace::Tracer,
     uring::Pool,
     wire::{Endpoint, FetchError, Identity, Link, Links, Options, PeerId, Stop, Uploads},
 };
@@ -85,7 +86,7 @@ impl Peer {
         let endpoint = Rc::new(Endpoint::bind(identity, options()).unwrap());
         let store = open(dir.path());
         let limits = Uploads::new(Arc::clone(&exchange), uploads, rate);
-        tokio_uring::spawn(Rc::clone(&endpoint).serve(Arc::clone(&store), limits));
+        tokio_uring::spawn(Rc::clone(&endpoint).serve(Arc::clone(&store), limits, Tracer::default()));
         Self {
             store,
             links: Links::new(Rc::clone(&endpoint)),

@@ -162,6 +162,10 @@ pub struct Want {
     /// task's name follows from it.
     #[prost(bytes = "bytes", tag = "8")]
     pub name: ::prost::bytes::Bytes,
+    /// Trace and span, 16 and 8 bytes, under which the scheduler may record how long the peer waits; empty: it is not traced. Of
+    /// another length it is passed over.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub trace: ::prost::bytes::Bytes,
 }
 /// Have others hold this task too: they get a Preheat. Answered by Spreading, again whenever that changes. From a peer that
 /// holds the task or wants it. Sent again for the same task it takes the place of what was asked before.

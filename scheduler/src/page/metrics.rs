@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use crate::cluster::snapshot::Gauges;
 use crate::cluster::{Counts, Totals};
 use crate::service::{ENDS, SessionCounts};
+use crate::trace;
 
 /// The media type of [`text`]'s answer.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,11 +27,16 @@ pub(super) struct Scrape {
     pub(super) joins: [u64; 2],
     pub(super) sessions: [u64; 2],
     pub(super) ends: [u64; ENDS.len()],
+    pub(super) traces: trace::Counts,
 }
 
 impl Scrape {
-    pub(super) fn of(cluster: Option<(Gauges, Counts, Totals)>, sessions: &SessionCounts) -> Self {
-        Self { cluster, joins: sessions.joins(), sessions: sessions.sessions(), ends: sessions.ends() }
+    pub(super) fn of(
+        cluster: Option<(Gauges, Counts, Totals)>,
+        sessions: &SessionCounts,
+        traces: trace::Counts,
+    ) -> Self {
+        Self { cluster, joins: sessions.joins(), sessions: sessions.sessions(), ends: sessions.ends(), traces }
     }
 }
 
@@ -62,7 +68,9 @@ impl Collector for Scrape {
             "Sessions that ended, by reason; all but closed and stopped are errors",
             "reason",
             ends,
-        )
+        )?;
+        to.counter("trace_spans_exported", "Spans of traces that a collector took", self.traces.exported)?;
+        to.counter("trace_spans_dropped", "Spans of traces that were lost", self.traces.dropped)
     }
 }
 
@@ -138,13 +146,15 @@ mod tests {
         let moved = Totals { from_origin: 10, from_peers: 30, requests: 9, hits: 4, misses: 2, ..Totals::default() };
         let gauges = Gauges { connected: 3, ..Gauges::default() };
         let counts = SessionCounts::default();
-        let text = text(Scrape::of(Some((gauges, Counts { bans: 2, ..Counts::default() }, moved)), &counts));
+        let counted = (gauges, Counts { bans: 2, ..Counts::default() }, moved);
+        let text = text(Scrape::of(Some(counted), &counts, trace::Counts { exported: 5, dropped: 3 }));
         for line in [
             "pondhawk_scheduler_peers_connected 3",
             "pondhawk_scheduler_source_bytes_total{source=\"origin\"} 10",
             "pondhawk_scheduler_source_bytes_total{source=\"peers\"} 30",
             "pondhawk_scheduler_requests_total{outcome=\"other\"} 3",
             "pondhawk_scheduler_bans_total 2",
+            "pondhawk_scheduler_trace_spans_dropped_total 3",
             "pondhawk_scheduler_session_ends_total{reason=\"too_slow\"} 0",
             "# EOF",
         ] {

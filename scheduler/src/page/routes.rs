@@ -159,7 +159,7 @@ async fn login(request: Request<Incoming>, remote: SocketAddr, context: &Context
 async fn scrape(context: &Context) -> Answer {
     let cluster =
         context.viewer.ask(|cluster, now| (cluster.gauges(now), cluster.counts(), cluster.transferred())).await;
-    let text = metrics::text(Scrape::of(cluster, context.viewer.sessions()));
+    let text = metrics::text(Scrape::of(cluster, context.viewer.sessions(), context.viewer.traces()));
     typed(StatusCode::OK, metrics::CONTENT_TYPE, text)
 }
 

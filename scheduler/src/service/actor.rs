@@ -14,7 +14,9 @@ use super::Status;
 use super::counts::SessionCounts;
 use super::look::Question;
 use super::tell::Letters;
+use super::waits::{Traced, Waits};
 use crate::cluster::{Cluster, Directive, Event, Options, PeerId, PeerInfo};
+use crate::trace::Tracer;
 
 /// Between two ticks of the cluster.
 const TICK: Duration = Duration::from_millis(50);
@@ -28,7 +30,7 @@ pub(super) enum Input {
     /// A peer said Hello.
     Connect { info: PeerInfo, session: Arc<Session> },
     /// What its messages say, in order.
-    Events { session: Arc<Session>, events: Vec<Event> },
+    Events { session: Arc<Session>, events: Vec<Event>, traced: Option<Traced> },
     /// The session is over.
     Gone { session: Arc<Session> },
     /// Somebody looks, or has the cluster do something.
@@ -87,7 +89,7 @@ impl Session {
 }
 
 /// Starts the task; it ends when all senders are gone.
-pub(super) fn start(options: Options) -> (mpsc::Sender<Input>, watch::Receiver<Status>) {
+pub(super) fn start(options: Options, tracer: Tracer) -> (mpsc::Sender<Input>, watch::Receiver<Status>) {
     let (inputs, queue) = mpsc::channel(QUEUE);
     let (status, seen) = watch::channel(Status::default());
     let actor = Actor {
@@ -95,6 +97,7 @@ pub(super) fn start(options: Options) -> (mpsc::Sender<Input>, watch::Receiver<S
         sessions: HashMap::new(),
         started: Instant::now(),
         letters: Letters::default(),
+        waits: Waits::new(tracer),
         status,
     };
     tokio::spawn(actor.run(queue));
@@ -106,6 +109,7 @@ struct Actor {
     sessions: HashMap<PeerId, Arc<Session>>,
     started: Instant,
     letters: Letters,
+    waits: Waits,
     status: watch::Sender<Status>,
 }
 
@@ -131,9 +135,12 @@ impl Actor {
     fn take(&mut self, input: Input) {
         match input {
             Input::Connect { info, session } => self.connect(info, session),
-            Input::Events { session, events } => {
+            Input::Events { session, events, traced } => {
                 let Some(peer) = self.current(&session) else { return };
+                // Before the answer to it.
+                traced.into_iter().for_each(|traced| self.waits.wanted(peer, traced));
                 for event in events {
+                    self.waits.said(peer, &event);
                     self.cluster.handle(self.started.elapsed(), peer, event);
                     self.deliver();
                 }
@@ -141,6 +148,7 @@ impl Actor {
             Input::Gone { session } => {
                 let Some(peer) = self.current(&session) else { return };
                 self.sessions.remove(&peer);
+                self.waits.said(peer, &Event::Gone);
                 self.cluster.handle(self.started.elapsed(), peer, Event::Gone);
                 self.deliver();
             }
@@ -152,6 +160,7 @@ impl Actor {
                 for (_, session) in self.sessions.drain() {
                     session.end(Refusal::unavailable("the scheduler stops"));
                 }
+                self.waits = Waits::default();
                 // Whoever asked may have given up waiting.
                 let _ = stopped.send(());
             }
@@ -169,6 +178,7 @@ impl Actor {
         let _ = session.peer.set(peer);
         if let Some(before) = self.sessions.insert(peer, session) {
             tracing::info!(peer = %name, "a second session replaces the first");
+            self.waits.said(peer, &Event::Gone);
             before.end(Refusal::aborted("replaced by a newer session of the same name"));
         }
         self.deliver();
@@ -187,6 +197,7 @@ impl Actor {
             if let Directive::Link { parent, .. } = &mut directive {
                 reach(&mut parent.address, session.local);
             }
+            self.waits.told(peer, &directive);
             self.letters.add(peer, directive);
         }
         for (peer, messages) in self.letters.take() {
@@ -197,6 +208,7 @@ impl Actor {
         for peer in self.cluster.take_banned() {
             if let Some(session) = self.sessions.remove(&peer) {
                 session.end(banned());
+                self.waits.said(peer, &Event::Gone);
                 self.cluster.handle(self.started.elapsed(), peer, Event::Gone);
             }
         }

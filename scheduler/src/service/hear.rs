@@ -13,6 +13,7 @@ use crate::authority::is_peer_name;
 use crate::cluster::{
     ContentName, DigestRun, Event, Load, PeerInfo, Progress, ReturnReason, Scope, TaskName, Totals, pieces_of,
 };
+use crate::trace::Context;
 
 const MAX_PIECE: u32 = 4_194_304;
 const MAX_LABELS: usize = 16;
@@ -79,6 +80,12 @@ fn labels(field: &str, labels: Vec<proto::Label>) -> Result<Vec<(String, String)
         return Err(Invalid(format!("{field}: keys and values have 1 to 63 bytes")));
     }
     Ok(labels.into_iter().map(|label| (label.key, label.value)).collect())
+}
+
+/// The wish in a message that is a part of a trace. Of a wish that is refused nothing is recorded, as its session ends.
+pub(super) fn traced(message: &proto::PeerMessage) -> Option<(TaskName, Context)> {
+    let Some(Body::Want(want)) = &message.body else { return None };
+    Some(((*want.task).try_into().ok()?, Context::from_bytes(&want.trace)?))
 }
 
 /// Takes any later message apart.

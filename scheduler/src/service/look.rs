@@ -10,6 +10,7 @@ use super::Status;
 use super::actor::Input;
 use super::counts::SessionCounts;
 use crate::cluster::Cluster;
+use crate::trace::{Counts, Tracer};
 
 /// For an answer; a cluster that takes longer is too busy to be looked at.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -23,6 +24,7 @@ pub struct Viewer {
     pub(super) inputs: watch::Receiver<Option<mpsc::WeakSender<Input>>>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) sessions: Arc<SessionCounts>,
+    pub(super) tracer: Tracer,
 }
 
 impl Viewer {
@@ -39,6 +41,11 @@ impl Viewer {
     /// What became of joins and sessions.
     pub fn sessions(&self) -> &SessionCounts {
         &self.sessions
+    }
+
+    /// What became of its traces.
+    pub fn traces(&self) -> Counts {
+        self.tracer.counts().unwrap_or_default()
     }
 
     /// Asks the cluster: everybody else waits meanwhile. `None` where it does not serve, or is too busy.

@@ -20,6 +20,7 @@ use super::counts::SessionCounts;
 use super::hear::{self, Heard, Inventory};
 use super::tell::message;
 use super::tls::{Certified, Remote, unix_now};
+use super::waits::Traced;
 use crate::authority::{Authority, AuthorityError, Signed, is_peer_name};
 use crate::trust::TrustRoot;
 
@@ -153,6 +154,7 @@ impl Rpc {
             inputs: self.inputs.clone(),
             authority: Arc::clone(&self.authority),
             ping: self.options.ping,
+            traces: self.options.tracer.is_on(),
             inventory: Inventory::default(),
         };
         self.inputs.send(Input::Connect { info, session }).await.map_err(|_| stops())?;
@@ -167,6 +169,7 @@ struct Open {
     inputs: mpsc::Sender<Input>,
     authority: Arc<Authority>,
     ping: Duration,
+    traces: bool,
     inventory: Inventory,
 }
 
@@ -238,11 +241,14 @@ impl Open {
     }
 
     async fn take(&mut self, received: proto::PeerMessage) -> Result<(), Status> {
+        let traced = hear::traced(&received).filter(|_| self.traces);
         let heard = hear::message(received, &mut self.inventory);
         match heard.map_err(|what| Status::invalid_argument(what.to_string()))? {
             Heard::Nothing => Ok(()),
             Heard::Events(events) => {
-                let input = Input::Events { session: Arc::clone(&self.session), events };
+                let name = &self.certificate.name;
+                let traced = traced.map(|(task, context)| Traced { task, context, name: Arc::from(&**name) });
+                let input = Input::Events { session: Arc::clone(&self.session), events, traced };
                 self.inputs.send(input).await.map_err(|_| stops())
             }
             Heard::Renew(csr) => {

@@ -13,7 +13,9 @@ use tonic::Code;
 use super::actor::{self, Input, OUTGOING, Session};
 use super::hear::{self, Heard, Inventory};
 use super::tell::message;
+use super::waits::Traced;
 use crate::cluster::{self, Event, PeerInfo, TaskName};
+use crate::trace::Tracer;
 
 const TASK: TaskName = [7; 32];
 const MIB: u64 = 1 << 20;
@@ -40,7 +42,11 @@ impl Peer {
     }
 
     async fn tell(&self, events: Vec<Event>) {
-        self.inputs.send(Input::Events { session: Arc::clone(&self.session), events }).await.unwrap();
+        self.tell_traced(events, None).await;
+    }
+
+    async fn tell_traced(&self, events: Vec<Event>, traced: Option<Traced>) {
+        self.inputs.send(Input::Events { session: Arc::clone(&self.session), events, traced }).await.unwrap();
     }
 
     async fn hold(&self, task: TaskName) {
@@ -72,7 +78,7 @@ impl Peer {
 
 #[tokio::test]
 async fn a_node_beside_its_scheduler_is_reached_where_the_others_reach_the_scheduler() {
-    let (inputs, _status) = actor::start(cluster::Options::default());
+    let (inputs, _status) = actor::start(cluster::Options::default(), Tracer::default());
     let own = Peer::connect(&inputs, "own", [127, 0, 0, 1], [127, 0, 0, 1]).await;
     own.hold(TASK).await;
     let mut far = Peer::connect(&inputs, "far", [10, 0, 0, 2], [10, 0, 0, 1]).await;
@@ -86,7 +92,7 @@ async fn a_node_beside_its_scheduler_is_reached_where_the_others_reach_the_sched
 
 #[tokio::test]
 async fn what_a_replaced_session_still_says_does_not_count() {
-    let (inputs, mut status) = actor::start(cluster::Options::default());
+    let (inputs, mut status) = actor::start(cluster::Options::default(), Tracer::default());
     let first = Peer::connect(&inputs, "twin", [10, 0, 0, 1], [10, 0, 0, 9]).await;
     let second = Peer::connect(&inputs, "twin", [10, 0, 0, 2], [10, 0, 0, 9]).await;
     first.hold(TASK).await;
@@ -132,7 +138,7 @@ fn byte(hex: &str) -> u8 {
 
 #[tokio::test]
 async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
-    let (inputs, mut status) = actor::start(cluster::Options::default());
+    let (inputs, mut status) = actor::start(cluster::Options::default(), Tracer::default());
     let (session, mut queue, _over) = Session::new(IpAddr::from([10, 0, 0, 9]), Arc::default());
     let mut inventory = Inventory::default();
     for (kind, message) in recorded() {
@@ -148,7 +154,7 @@ async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
             ("pong", Heard::Nothing) => {}
             (_, Heard::Events(events)) => {
                 assert!(!events.is_empty(), "{kind}");
-                inputs.send(Input::Events { session: Arc::clone(&session), events }).await.unwrap();
+                inputs.send(Input::Events { session: Arc::clone(&session), events, traced: None }).await.unwrap();
             }
             (kind, other) => panic!("{kind}: {other:?}"),
         }
@@ -174,4 +180,44 @@ fn what_a_peer_of_a_later_version_says_beside_that_is_passed_over() {
     // Arm 99 of the body, with a string in it.
     let later = proto::PeerMessage::decode(&[0x9a, 0x06, 3, b'n', b'e', b'w'][..]).unwrap();
     assert!(matches!(hear::message(later, &mut Inventory::Done).unwrap(), Heard::Nothing));
+}
+
+#[tokio::test]
+async fn a_traced_wish_says_how_long_it_waited_and_what_it_was_leased() {
+    let (tracer, exporter, receiver) = crate::trace::tests::recorded().await;
+    let (inputs, _status) = actor::start(cluster::Options::default(), tracer.clone());
+    let context = crate::trace::Context { trace: [7; 16], span: [8; 8] };
+    let first = Peer::connect(&inputs, "first", [10, 0, 0, 1], [10, 0, 0, 9]).await;
+    let want = |can_fetch| Event::Want {
+        task: TASK,
+        len: 5 * MIB,
+        host: "cdn.example".to_owned(),
+        can_fetch,
+        connections: 1,
+        wanted: None,
+        name: None,
+    };
+    let traced = |name: &str| Some(Traced { task: TASK, context, name: name.into() });
+    first.tell_traced(vec![want(true)], traced("first")).await;
+    first.tell_traced(vec![want(true)], traced("first")).await;
+    let mut second = Peer::connect(&inputs, "second", [10, 0, 0, 2], [10, 0, 0, 9]).await;
+    second.tell_traced(vec![want(false)], traced("second")).await;
+    second.parent().await;
+    first.tell(vec![Event::Unwant { task: TASK }]).await;
+    let (stopped, done) = oneshot::channel();
+    inputs.send(Input::Stop(stopped)).await.unwrap();
+    tokio::time::timeout(LONG, done).await.unwrap().unwrap();
+    crate::trace::tests::finish(exporter).await;
+    let spans = receiver.told();
+    let of = |name: &str, peer: &str| -> Vec<_> {
+        let is =
+            |span: &&std::collections::HashMap<String, String>| span["name"] == name && span["pondhawk.peer"] == peer;
+        spans.iter().filter(is).collect()
+    };
+    let (waited, leased) = (of("want", "first"), of("lease", "first"));
+    assert_eq!((waited.len(), &*waited[0]["pondhawk.answer"]), (1, "lease"), "{spans:#?}");
+    assert_eq!((leased.len(), &*leased[0]["pondhawk.pieces"]), (1, "5"), "{spans:#?}");
+    assert_eq!(of("want", "second")[0]["pondhawk.answer"], "parents");
+    assert!(of("lease", "second").is_empty(), "it may not fetch");
+    assert!(spans.iter().all(|span| span["trace"] == "07".repeat(16) && span["parent"] == "08".repeat(8)));
 }

@@ -51,6 +51,8 @@ const PURE: &[&str] = &[
     "scheduler/src/cluster/",
     "scheduler/src/hosts.rs",
     "scheduler/src/kube/shared.rs",
+    "scheduler/src/trace/context.rs",
+    "scheduler/src/trace/outage.rs",
     "scheduler/src/trust/variables.rs",
     "scheduler/src/webhook/patch.rs",
     "scheduler/src/webhook/review.rs",

@@ -68,6 +68,7 @@ pub(super) fn want(want: Want) -> proto::Want {
         connections: want.connections,
         wanted: want.wanted.map(|runs| piece_set(&runs)),
         name: want.name.map_or_else(Bytes::new, Bytes::from),
+        trace: want.trace.map_or_else(Bytes::new, |context| Bytes::copy_from_slice(&context.to_bytes())),
     }
 }
 

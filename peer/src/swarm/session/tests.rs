@@ -220,6 +220,7 @@ fn want(task: TaskId, can_fetch: bool) -> Want {
         connections: 1,
         wanted: None,
         name: None,
+        trace: None,
     }
 }
 
