@@ -81,6 +81,9 @@ listen: {admin: {{ include "pondhawk.admin" .root | quote }}}
 scheduler:
   join: {{ include "pondhawk.joinAddress" .root | quote }}
   token: /run/pondhawk/join/token
+{{- with .root.Values.tracing.endpoint }}
+tracing: {endpoint: {{ . | quote }}, sample: {{ $.root.Values.tracing.sample }}}
+{{- end }}
 {{- end -}}
 
 {{- define "pondhawk.nodeConfig" -}}
