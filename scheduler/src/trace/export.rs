@@ -289,7 +289,10 @@ fn why(status: &Status) -> String {
     let mut why = format!("{:?}: {}", status.code(), status.message());
     let mut source = std::error::Error::source(status);
     while let Some(cause) = source {
-        why = format!("{why}: {cause}");
+        let said = cause.to_string();
+        if !why.contains(&said) {
+            why = format!("{why}: {said}");
+        }
         source = cause.source();
     }
     why
