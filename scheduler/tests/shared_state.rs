@@ -137,12 +137,9 @@ fn unix_now() -> u64 {
 #[test]
 fn of_two_that_start_at_once_one_makes_the_cluster_and_the_other_takes_it() {
     let cluster = Cluster::new();
-    // Neither sees what the other does before it has made a state of its own.
-    cluster.objects.set(|inner| inner.stale = 2);
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let ups = dirs.each_ref().map(|dir| cluster.scheduler(dir));
     ups.iter().for_each(|up| drop(up.line_with("scheduler up")));
-    assert_eq!(cluster.objects.conflicts(), 1);
     for name in ["swarm-ca.pem", "swarm-ca.key", "token.secret", "trust-root.key", "trust-root.pem", "page.token"] {
         assert_eq!(file(&dirs[0], name), file(&dirs[1], name), "{name}");
         assert_eq!(cluster.objects.content(STATE, name), Some(file(&dirs[0], name)), "{name}");
@@ -151,6 +148,20 @@ fn of_two_that_start_at_once_one_makes_the_cluster_and_the_other_takes_it() {
     let [one, other] = dirs.each_ref().map(|dir| Authority::open(dir.path()).unwrap());
     let token = one.token(unix_now(), std::time::Duration::from_secs(60)).unwrap();
     assert_eq!(other.check_token(&token, unix_now()), Ok(()));
+}
+
+#[test]
+fn one_that_made_a_state_and_was_not_the_first_takes_the_other_s() {
+    let cluster = Cluster::new();
+    let first = cluster.founded();
+    cluster.objects.set(|inner| inner.stale = 1);
+    let second = tempfile::tempdir().unwrap();
+    let up = Up::start(second.path(), |command| cluster.in_pod(command));
+    up.line_with("another scheduler was first");
+    up.line_with("scheduler up");
+    assert_eq!(cluster.objects.conflicts(), 1);
+    assert_eq!(file(&first, "swarm-ca.key"), file(&second, "swarm-ca.key"));
+    assert!(!second.path().join("state.new").exists());
 }
 
 #[test]

@@ -14,6 +14,8 @@ use super::context::{Context, Names, Share, Traceparent};
 const MAX_TEXT: usize = 512;
 /// Values of one span, what is counted not among them.
 const MAX_ATTRIBUTES: usize = 24;
+/// How far the system's clock may be from ours before ours is set again: 10 ms in nanoseconds.
+const MAX_DRIFT: u64 = 10_000_000;
 
 /// Begins spans. Cheap to copy; [`Tracer::default`] is off.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +27,7 @@ pub(super) struct Shared {
     queue: mpsc::Sender<Record>,
     names: Names,
     next: AtomicU64,
+    clock: Clock,
     share: Share,
     follow: bool,
     pub(super) exported: AtomicU64,
@@ -50,9 +53,51 @@ pub struct Span(Option<Box<Open>>);
 struct Open {
     shared: Arc<Shared>,
     record: Record,
-    started: Instant,
-    /// Whether it is kept only if [`Span::busy`] was called, whose last call is its end.
-    when_busy: bool,
+    lasts: Lasts,
+}
+
+/// When a span ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lasts {
+    /// When it is dropped.
+    ToTheEnd,
+    /// With the last [`Span::busy`]; there was none yet.
+    NotYet,
+    /// With the last of those that there were.
+    WhileBusy,
+}
+
+/// The same clock for all spans, so that no part begins before the whole or ends after it: the system's, and between two
+/// corrections the one that does not jump.
+#[derive(Debug)]
+struct Clock {
+    began: Instant,
+    /// Nanoseconds since 1970 when it began.
+    offset: AtomicU64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { began: Instant::now(), offset: AtomicU64::new(nanos(SystemTime::now())) }
+    }
+
+    /// In nanoseconds since 1970.
+    fn now(&self) -> u64 {
+        let since = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.offset.load(Ordering::Relaxed).saturating_add(since)
+    }
+
+    /// Follows the system's clock where that was set.
+    fn correct(&self) {
+        let offset = self.offset.load(Ordering::Relaxed);
+        // Between two readings this thread may have waited for a processor.
+        let (before, system, after) = (self.now(), nanos(SystemTime::now()), self.now());
+        if system.saturating_add(MAX_DRIFT) < before || system > after.saturating_add(MAX_DRIFT) {
+            let set = offset.wrapping_add(system.wrapping_sub(after));
+            // Another thread may have done it.
+            let _ = self.offset.compare_exchange(offset, set, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A span that is over.
@@ -128,6 +173,7 @@ impl Tracer {
             queue,
             names: Names::new(seed),
             next: AtomicU64::new(0),
+            clock: Clock::new(),
             share: Share::new(share),
             follow,
             exported: AtomicU64::new(0),
@@ -154,6 +200,7 @@ impl Tracer {
     /// have everything recorded, or all requests put into one endless trace.
     pub fn request<'a>(&self, name: &'static str, traceparent: impl FnOnce() -> Option<&'a [u8]>) -> Span {
         let Some(shared) = &self.0 else { return Span(None) };
+        shared.clock.correct();
         let client = traceparent().and_then(Traceparent::parse);
         if let Some(client) = client.filter(|_| shared.follow) {
             return if client.sampled { self.span(name, Kind::Server, Some(client.context)) } else { Span(None) };
@@ -191,12 +238,12 @@ impl Span {
     }
 
     fn open(shared: &Arc<Shared>, name: &'static str, kind: Kind, context: Context, parent: Option<[u8; 8]>) -> Self {
-        let start = nanos(SystemTime::now());
+        let start = shared.clock.now();
         let (attributes, link, error) = (Vec::new(), None, None);
         let record =
             Record { context, parent, link, name, kind, start, end: start, attributes, error, pieces: 0, bytes: 0 };
         let shared = Arc::clone(shared);
-        Self(Some(Box::new(Open { shared, record, started: Instant::now(), when_busy: false })))
+        Self(Some(Box::new(Open { shared, record, lasts: Lasts::ToTheEnd })))
     }
 
     /// A part of it.
@@ -209,7 +256,7 @@ impl Span {
 
     /// Lasts from now on only from the first to the last [`Self::busy`], and is nothing if there is none.
     pub fn when_busy(mut self) -> Self {
-        self.0.iter_mut().for_each(|open| open.when_busy = true);
+        self.0.iter_mut().for_each(|open| open.lasts = Lasts::NotYet);
         self
     }
 
@@ -266,27 +313,20 @@ impl Span {
     /// Something happens in it: see [`Self::when_busy`].
     pub fn busy(&mut self) {
         let Some(open) = &mut self.0 else { return };
-        if open.record.end == open.record.start && open.when_busy {
-            (open.record.start, open.started) = (nanos(SystemTime::now()), Instant::now());
+        open.record.end = open.shared.clock.now();
+        if open.lasts == Lasts::NotYet {
+            (open.record.start, open.lasts) = (open.record.end, Lasts::WhileBusy);
         }
-        open.record.end = open.now().max(open.record.start + 1);
-    }
-}
-
-impl Open {
-    /// By the clock that does not jump.
-    fn now(&self) -> u64 {
-        self.record.start.saturating_add(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
         let Some(mut open) = self.0.take() else { return };
-        if !open.when_busy {
-            open.record.end = open.now();
-        } else if open.record.end == open.record.start {
-            return;
+        match open.lasts {
+            Lasts::ToTheEnd => open.record.end = open.shared.clock.now(),
+            Lasts::NotYet => return,
+            Lasts::WhileBusy => {}
         }
         let Open { shared, record, .. } = *open;
         if shared.queue.try_send(record).is_err() {
@@ -297,4 +337,23 @@ impl Drop for Span {
 
 fn nanos(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_followed_and_small_differences_are_not() {
+        let clock = Clock::new();
+        let began = clock.offset.load(Ordering::Relaxed);
+        clock.correct();
+        assert_eq!(clock.offset.load(Ordering::Relaxed), began, "nobody set it");
+        for wrong in [began - 3_600_000_000_000, began + 3_600_000_000_000] {
+            clock.offset.store(wrong, Ordering::Relaxed);
+            clock.correct();
+            let now = clock.offset.load(Ordering::Relaxed);
+            assert!(now.abs_diff(began) < 60_000_000_000, "an hour away is not left: {now} {began}");
+        }
+    }
 }
