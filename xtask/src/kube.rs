@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             archive
         }
     };
-    let _settings = host::Settings::save()?;
+    let (_settings, logs) = (host::Settings::save()?, host::PodLogs::before());
     let cluster = Cluster::start(&folder, &programs)?;
     cluster.import(&archive)?;
     let mut lab = Lab { root, cluster, folder, hub: None, names: None };
@@ -73,7 +73,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Err(error) = &played {
         println!("  {error:#}\n{}", lab.cluster.story());
     }
-    played
+    // Its daemons end first.
+    drop(lab);
+    played.and_then(|()| logs.remove_new())
 }
 
 struct Lab {

@@ -1,5 +1,6 @@
 //! The machine under the cluster: daemons with a log, settings that are put back, what a run left behind.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -33,6 +34,30 @@ impl Drop for Settings {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
+}
+
+/// Where kubelet keeps what pods say.
+const POD_LOGS: [&str; 2] = ["/var/log/pods", "/var/log/containers"];
+
+/// What pods of before have said; what a run adds is removed when it went well, and is there to be read if not.
+pub(super) struct PodLogs(HashSet<PathBuf>);
+
+impl PodLogs {
+    pub(super) fn before() -> Self {
+        Self(pod_logs().collect())
+    }
+
+    pub(super) fn remove_new(&self) -> Result<()> {
+        for path in pod_logs().filter(|path| !self.0.contains(path)) {
+            let removed = if path.is_symlink() { fs::remove_file(&path) } else { fs::remove_dir_all(&path) };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn pod_logs() -> impl Iterator<Item = PathBuf> {
+    POD_LOGS.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().map(|entry| entry.path())
 }
 
 /// A process that ends with this; its output is in a file.
