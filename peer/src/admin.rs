@@ -21,14 +21,10 @@ mod profile;
 mod report;
 mod routes;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use pondhawk_scheduler::http_port;
+use tokio::net::TcpListener;
 
 use crate::{metrics::Metrics, task::TaskId};
 pub use report::{
@@ -38,13 +34,6 @@ pub use report::{
 
 /// Connections at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
-/// A request's head, and the wait for the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Everything on one connection; longer than the longest profile.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
-const MAX_HEAD: usize = 16 << 10;
-/// The wait after accept() failed, as it does while there are no file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the admin port asks of the node. Called on threads that may block.
 pub trait Control: Send + Sync + 'static {
@@ -107,40 +96,11 @@ impl Admin {
     /// Answers until the future is dropped; running answers then end with the runtime.
     pub async fn serve(self, metrics: Arc<Metrics>, control: Arc<dyn Control>) {
         let context = Arc::new(Context { metrics, control });
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    let context = Arc::clone(&context);
-                    tokio::spawn(async move {
-                        connection(stream, peer, context).await;
-                        drop(slot);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "admin port: accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, peer: SocketAddr, context: Arc<Context>) {
-    let service = service_fn(move |request| {
-        let context = Arc::clone(&context);
-        async move { Ok::<_, std::convert::Infallible>(routes::answer(request, peer, &context).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_LIFETIME, served).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "admin connection ended"),
-        Err(_) => tracing::debug!(%peer, "admin connection lived too long"),
+        let answer = move |request, peer| {
+            let context = Arc::clone(&context);
+            async move { routes::answer(request, peer, &context).await }
+        };
+        http_port::serve(&self.listener, MAX_CONNECTIONS, "admin port", answer).await;
     }
 }
 

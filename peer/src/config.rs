@@ -465,6 +465,13 @@ impl Config {
     }
 }
 
+impl Scheduler {
+    /// The schedulers to join, each as host:port; none: this node is its own.
+    pub fn places(&self) -> Vec<&str> {
+        self.join.iter().flat_map(|join| join.split(',')).map(str::trim).collect()
+    }
+}
+
 impl Limits {
     /// Fewest buffers a shard.
     pub const MIN_BUFFERS: usize = 8;

@@ -66,7 +66,6 @@ pub struct Source {
     pub age: u64,
     /// Of a xorb's task, what is asked for.
     pub window: Option<Window>,
-    joined: bool,
     running: Option<Arc<Running>>,
     _user: User,
 }
@@ -273,7 +272,7 @@ fn complete(held: Arc<Held>, ground: Ground) -> Source {
         Ground::Asked | Ground::Remembered => 0,
         Ground::Public | Ground::OriginDown => now_unix().saturating_sub(held.meta.created_unix),
     };
-    Source { outcome: Outcome::Hit, age, window: None, joined: false, running: None, _user: held.user(), held }
+    Source { outcome: Outcome::Hit, age, window: None, running: None, _user: held.user(), held }
 }
 
 /// Whether the answer can become a task.
@@ -358,8 +357,7 @@ fn download(
             (Outcome::Miss, begun)
         }
     };
-    let joined = outcome == Outcome::Joined;
-    Ok(Source { outcome, age: 0, window: None, joined, running: Some(running), _user: held.user(), held })
+    Ok(Source { outcome, age: 0, window: None, running: Some(running), _user: held.user(), held })
 }
 
 fn start(shard: &Shard, held: Arc<Held>, name: Name, first: Option<Offer>, span: Span) -> Handle {
@@ -560,7 +558,7 @@ impl Tasks {
 impl Source {
     /// The span of the download that this request joined: in the trace of the one that began it, if that is recorded.
     pub fn joined_trace(&self) -> Option<Context> {
-        self.running.as_ref().filter(|_| self.joined)?.handle.trace()
+        self.running.as_ref().filter(|_| self.outcome == Outcome::Joined)?.handle.trace()
     }
 
     /// Wants all of it, until the download has ended. One such reader is enough, whoever asks for more.

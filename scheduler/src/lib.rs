@@ -2,13 +2,15 @@
 //!
 //! [`cluster`] decides (pure), [`authority`] holds the CA of the cluster and its join tokens, [`service`] speaks with
 //! peers, [`page`] shows people the cluster, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a
-//! Kubernetes cluster has to know of them, [`webhook`] brings that root to pods, [`trace`] says where the time of requests went.
+//! Kubernetes cluster has to know of them, [`webhook`] brings that root to pods, [`http_port`] is what page and
+//! webhook answer by, [`trace`] says where the time of requests went.
 
 #![deny(unsafe_code)]
 
 pub mod authority;
 pub mod cluster;
 pub mod hosts;
+pub mod http_port;
 pub mod kube;
 pub mod page;
 pub mod service;

@@ -22,20 +22,13 @@ mod metrics;
 mod routes;
 mod spread;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
 
 use crate::authority::AuthorityError;
+use crate::http_port;
 use crate::service::Viewer;
 use access::Access;
 pub(crate) use access::FILE as TOKEN_FILE;
@@ -43,13 +36,6 @@ use feed::Feed;
 
 /// Connections at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 128;
-/// A request's head, and the wait for the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Everything on one connection: a browser that looks for longer connects again by itself.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
-const MAX_HEAD: usize = 16 << 10;
-/// The wait after accept() failed, as it does while there are no file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What can be set.
 #[derive(Clone, Debug, Default)]
@@ -90,8 +76,12 @@ impl Page {
             tracing::info!(%address, "page up");
         }
         let (context, feeding) = (Arc::clone(&self.context), Arc::clone(&self.context));
+        let answer = move |request, remote| {
+            let context = Arc::clone(&context);
+            async move { routes::answer(request, remote, &context).await }
+        };
         tokio::select! {
-            () = accept(listener, context) => {}
+            () = http_port::serve(&listener, MAX_CONNECTIONS, "the page's port", answer) => {}
             () = feeding.feed.run() => {}
         }
     }
@@ -104,43 +94,6 @@ pub fn token(dir: &Path, anew: bool) -> Result<String, AuthorityError> {
         Access::renew(dir)?;
     }
     Access::own(dir)?.token()
-}
-
-async fn accept(listener: TcpListener, context: Arc<Context>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, remote)) => {
-                let context = Arc::clone(&context);
-                tokio::spawn(async move {
-                    connection(stream, remote, context).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the page's port: accept failed");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, remote: SocketAddr, context: Arc<Context>) {
-    let service = service_fn(move |request| {
-        let context = Arc::clone(&context);
-        async move { Ok::<_, Infallible>(routes::answer(request, remote, &context).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_LIFETIME, served).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%remote, %error, "a connection to the page ended"),
-        Err(_) => tracing::debug!(%remote, "a connection to the page was cut after its time"),
-    }
 }
 
 #[cfg(test)]

@@ -236,7 +236,7 @@ async fn forward(mut from: watch::Receiver<Status>, to: watch::Sender<Status>) {
     }
 }
 
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     let mut bytes = [0; 8];
     aws_lc_rs::rand::fill(&mut bytes).expect("the kernel has random bytes");
     u64::from_ne_bytes(bytes)

@@ -16,7 +16,6 @@ use std::time::Duration;
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,10 +23,10 @@ use rustls::ServerConfig;
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use crate::http_port::{self, text, typed};
 use certificate::{Certificate, CertificateError};
 use patch::Settings;
 
@@ -39,8 +38,6 @@ const HEAD: Duration = Duration::from_secs(10);
 const BODY: Duration = Duration::from_secs(5);
 /// The longest question: etcd takes objects of 1.5 MiB, and a review may hold an old one too.
 const MAX_REVIEW: usize = 4 << 20;
-/// Rest after an accept that failed: mostly there are no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The webhook, from the command line.
 #[derive(Args, Clone, Debug)]
@@ -107,25 +104,15 @@ impl Webhook {
     /// Answers for ever.
     pub async fn serve(self) {
         tokio::spawn(renew(Arc::clone(&self.certificate)));
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((tcp, peer)) => {
-                    let (acceptor, settings) = (self.acceptor.clone(), Arc::clone(&self.settings));
-                    tokio::spawn(async move {
-                        if let Err(error) = connection(tcp, acceptor, settings).await {
-                            tracing::debug!(%peer, %error, "a connection to the webhook ended");
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the webhook cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
+        http_port::accept(&self.listener, CONNECTIONS, "the webhook", |tcp, peer| {
+            let (acceptor, settings) = (self.acceptor.clone(), Arc::clone(&self.settings));
+            async move {
+                if let Err(error) = connection(tcp, acceptor, settings).await {
+                    tracing::debug!(%peer, %error, "a connection to the webhook ended");
                 }
             }
-        }
+        })
+        .await;
     }
 }
 
@@ -155,10 +142,10 @@ async fn connection(
 
 async fn reply(request: Request<Incoming>, settings: &Settings) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
         (&Method::POST, "/pods") => pods(request, settings).await,
-        (_, "/pods") => text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n".to_owned()),
-        _ => text(StatusCode::NOT_FOUND, "no such page\n".to_owned()),
+        (_, "/pods") => text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n"),
+        _ => text(StatusCode::NOT_FOUND, "no such page\n"),
     }
 }
 
@@ -175,17 +162,6 @@ async fn pods(request: Request<Incoming>, settings: &Settings) -> Response<Full<
         Ok(answer) => typed(StatusCode::OK, "application/json", answer.to_string()),
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    typed(status, "text/plain; charset=utf-8", body)
-}
-
-fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    response
 }
 
 impl Flags {

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -66,13 +65,13 @@ fn lay_out(root: &Path, built: &Path, tree: &Path) -> Result<()> {
         fs::remove_dir_all(tree).context("the last package's files cannot be removed")?;
     }
     for name in PROGRAMS {
-        let to = write(tree, &format!("usr/bin/{name}"), &read(&built.join(name))?, 0o755)?;
+        let to = shell::write(tree, &format!("usr/bin/{name}"), &read(&built.join(name))?, 0o755)?;
         // Symbols stay, for profiles.
         shell::run(Command::new("strip").arg("--strip-debug").arg(to))?;
     }
     for name in UNITS {
         let unit = fs::read_to_string(root.join("deploy").join(name)).with_context(|| format!("{name} is gone"))?;
-        write(tree, &format!("usr/lib/systemd/system/{name}"), packaged(&unit).as_bytes(), 0o644)?;
+        shell::write(tree, &format!("usr/lib/systemd/system/{name}"), packaged(&unit).as_bytes(), 0o644)?;
     }
     let files = [
         ("deploy/debian/config.yaml", "etc/pondhawk/config.yaml"),
@@ -80,7 +79,7 @@ fn lay_out(root: &Path, built: &Path, tree: &Path) -> Result<()> {
         ("deploy/debian/copyright", "usr/share/doc/pondhawk/copyright"),
     ];
     for (from, to) in files {
-        write(tree, to, &read(&root.join(from))?, 0o644)?;
+        shell::write(tree, to, &read(&root.join(from))?, 0o644)?;
     }
     Ok(())
 }
@@ -93,7 +92,7 @@ fn write_changelogs(root: &Path, tree: &Path, about: &About) -> Result<()> {
     let folder = "usr/share/doc/pondhawk";
     for (name, content) in [("changelog", read(&root.join("CHANGELOG.md"))?), ("changelog.Debian", debian.into_bytes())]
     {
-        let path = write(tree, &format!("{folder}/{name}"), &content, 0o644)?;
+        let path = shell::write(tree, &format!("{folder}/{name}"), &content, 0o644)?;
         shell::run(Command::new("gzip").args(["--best", "--no-name"]).arg(path))?;
     }
     Ok(())
@@ -107,12 +106,12 @@ fn packaged(unit: &str) -> String {
 fn write_control(root: &Path, tree: &Path, about: &About) -> Result<()> {
     let sums =
         shell::output(Command::new("sh").current_dir(tree).args(["-c", "find usr -type f | sort | xargs md5sum"]))?;
-    write(tree, "DEBIAN/control", about.control().as_bytes(), 0o644)?;
-    write(tree, "DEBIAN/md5sums", sums.as_bytes(), 0o644)?;
-    write(tree, "DEBIAN/conffiles", format!("{CONFIGURATION}\n").as_bytes(), 0o644)?;
-    write(tree, "DEBIAN/templates", &read(&root.join("deploy/debian/templates"))?, 0o644)?;
+    shell::write(tree, "DEBIAN/control", about.control().as_bytes(), 0o644)?;
+    shell::write(tree, "DEBIAN/md5sums", sums.as_bytes(), 0o644)?;
+    shell::write(tree, "DEBIAN/conffiles", format!("{CONFIGURATION}\n").as_bytes(), 0o644)?;
+    shell::write(tree, "DEBIAN/templates", &read(&root.join("deploy/debian/templates"))?, 0o644)?;
     for name in SCRIPTS {
-        write(tree, &format!("DEBIAN/{name}"), &read(&root.join("deploy/debian").join(name))?, 0o755)?;
+        shell::write(tree, &format!("DEBIAN/{name}"), &read(&root.join("deploy/debian").join(name))?, 0o755)?;
     }
     Ok(())
 }
@@ -121,19 +120,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
-fn write(tree: &Path, path: &str, content: &[u8], mode: u32) -> Result<PathBuf> {
-    let path = tree.join(path);
-    let folder = path.parent().context("a file has a folder")?;
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).context("cannot set a file's mode")?;
-    Ok(path)
-}
-
 /// The libraries that the programs were linked to, in the versions that they need.
 fn depends(tree: &Path, folder: &Path) -> Result<String> {
     let control = "Source: pondhawk\n\nPackage: pondhawk\nArchitecture: any\n";
-    write(folder, "debian/control", control.as_bytes(), 0o644)?;
+    shell::write(folder, "debian/control", control.as_bytes(), 0o644)?;
     let mut shlibdeps = Command::new("dpkg-shlibdeps");
     shlibdeps.current_dir(folder).arg("-O");
     for name in PROGRAMS {

@@ -4,7 +4,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -57,13 +57,7 @@ fn lay_out(root: &Path, folder: &Path, built: &Static) -> Result<()> {
     if files.exists() {
         fs::remove_dir_all(&files).context("the last image's files cannot be removed")?;
     }
-    let write = |path: &str, content: &[u8], mode: u32| -> Result<()> {
-        let path = files.join(path);
-        let parent = path.parent().context("a file has a folder")?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).context("cannot set a file's mode")
-    };
+    let write = |path: &str, content: &[u8], mode: u32| shell::write(&files, path, content, mode);
     for name in PROGRAMS {
         let program = built.program(name);
         let content = fs::read(&program).with_context(|| format!("{} is gone", program.display()))?;

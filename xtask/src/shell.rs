@@ -1,5 +1,7 @@
 //! Running other programs, loudly: what is run is printed, and a failure names the whole command.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -63,7 +65,7 @@ pub(crate) fn on_path(program: &str) -> bool {
 
 /// Whether this process may install packages, attach BPF programs and make namespaces.
 pub(crate) fn is_root() -> bool {
-    std::fs::read_to_string("/proc/self/status")
+    fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|status| {
             let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -80,6 +82,16 @@ fn describe(command: &Command) -> String {
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{word}'") }
+}
+
+/// Writes a file below a folder, which is made as far as it is not there, with this mode; gives its path.
+pub(crate) fn write(tree: &Path, path: &str, content: &[u8], mode: u32) -> Result<PathBuf> {
+    let path = tree.join(path);
+    let folder = path.parent().context("a file has a folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).context("cannot set a file's mode")?;
+    Ok(path)
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN},
+    header::{ALLOW, CACHE_CONTROL, HeaderValue, ORIGIN},
 };
+use pondhawk_scheduler::http_port;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -191,9 +192,7 @@ fn text(status: StatusCode, body: impl Display) -> Answer {
 }
 
 fn typed(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let mut answer = http_port::typed(status, kind, body);
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }

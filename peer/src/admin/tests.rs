@@ -96,7 +96,7 @@ impl Node {
     /// Status and body of one request; `extra` are header lines.
     fn ask(&self, line: &str, extra: &str) -> (u16, Vec<u8>) {
         let mut socket = std::net::TcpStream::connect(self.address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
         write!(socket, "{line} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n{extra}\r\n").unwrap();
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).unwrap();
@@ -179,7 +179,7 @@ fn unknown_pages_and_wrong_methods_are_named() {
 #[test]
 fn a_head_that_is_too_long_is_refused() {
     let node = node();
-    let (status, _) = node.ask("GET /healthz", &format!("X-Long: {}\r\n", "x".repeat(MAX_HEAD)));
+    let (status, _) = node.ask("GET /healthz", &format!("X-Long: {}\r\n", "x".repeat(http_port::MAX_HEAD)));
     assert_eq!(status, 431);
 }
 

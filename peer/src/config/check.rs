@@ -163,8 +163,8 @@ impl Config {
         let place = |place: &str| {
             place.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };
-        if let Some(join) = &scheduler.join {
-            let places: Vec<&str> = join.split(',').map(str::trim).collect();
+        if scheduler.join.is_some() {
+            let places = scheduler.places();
             if !places.iter().all(|text| place(text)) {
                 return wrong(
                     "scheduler.join",

@@ -85,15 +85,17 @@ impl Cluster {
             (None, Some(address)) => Some(own_scheduler(config, address, authority.suffixes(), tracer)?),
             _ => None,
         };
-        let (join, token) = match (&settings.join, &own) {
-            (Some(join), _) => (join.clone(), settings.token.clone().map(Token::File)),
+        let (schedulers, token) = match (&settings.join, &own) {
+            (Some(_), _) => {
+                let places = settings.places().into_iter().map(str::to_owned).collect();
+                (places, settings.token.clone().map(Token::File))
+            }
             (None, Some(own)) => {
                 let (join, token) = own.joined();
-                (join, Some(token))
+                (vec![join], Some(token))
             }
             (None, None) => return Ok(None),
         };
-        let schedulers: Vec<String> = join.split(',').map(|place| place.trim().to_owned()).collect();
         let exchange = Arc::new(Exchange::new(&schedulers));
         Ok(Some(Self {
             uploads: Uploads::new(Arc::clone(&exchange), u32::from(config.swarm.uploads), config.swarm.upload_rate.0),

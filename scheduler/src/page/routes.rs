@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -21,8 +21,9 @@ use super::access;
 use super::feed::unix_millis;
 use super::html::{Document, LOGIN_DOCUMENT, PAGE_DOCUMENT, WRONG_DOCUMENT};
 use super::metrics::{self, Scrape};
-use super::spread::{self, Told, Wanted};
-use crate::authority::{AuthorityError, hex, is_peer_name};
+use super::spread::{Told, Wanted};
+use crate::authority::{AuthorityError, hex, is_peer_name, unhex};
+use crate::http_port;
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -101,7 +102,7 @@ async fn spread(request: Request<Incoming>, remote: SocketAddr, context: &Contex
         }
         Ok(Some(_)) => {}
     }
-    let task = spread_of(request.uri().path()).and_then(spread::task);
+    let task = spread_of(request.uri().path()).and_then(unhex);
     let read = timeout(FORM_TIMEOUT, Limited::new(request.into_body(), MAX_FORM).collect()).await;
     let Ok(Ok(body)) = read else { return text(StatusCode::BAD_REQUEST, "no document of at most 4 KiB\n") };
     let wanted = match Wanted::parse(&body.to_bytes()) {
@@ -242,13 +243,10 @@ fn only(methods: &'static str) -> Answer {
     answer
 }
 
-fn text(status: StatusCode, body: impl Into<String>) -> Answer {
-    typed(status, "text/plain; charset=utf-8", body.into())
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    http_port::text(status, body).map(BodyExt::boxed)
 }
 
 fn typed(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()).boxed());
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
+    http_port::typed(status, kind, body).map(BodyExt::boxed)
 }

@@ -62,17 +62,6 @@ impl Wanted {
     }
 }
 
-/// 64 hexadecimal digits.
-pub(super) fn task(text: &str) -> Option<TaskName> {
-    let digits = text.as_bytes();
-    let fits = digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit);
-    let mut name = [0; 32];
-    for (byte, pair) in name.iter_mut().zip(digits.chunks(2)).filter(|_| fits) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    fits.then_some(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,14 +76,6 @@ mod tests {
             [&br#"{"labels": ["zone"]}"#[..], br#"{"labels": ["=a"]}"#, br#"{"count": -1}"#, br#"{"url": "x"}"#, b""]
         {
             assert!(Wanted::parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
-        }
-    }
-
-    #[test]
-    fn a_task_has_64_digits() {
-        assert_eq!(task(&"0a".repeat(32)), Some([10; 32]));
-        for bad in ["", "0a", &"zz".repeat(32), &"0a".repeat(33), &"€".repeat(32)] {
-            assert_eq!(task(bad), None, "{bad}");
         }
     }
 

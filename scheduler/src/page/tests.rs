@@ -1,9 +1,13 @@
 //! The page's port over real connections: who gets what, and what comes with it.
 
 use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::service::{Options as SchedulerOptions, Scheduler};

@@ -17,6 +17,9 @@ use super::waits::Traced;
 use crate::cluster::{self, Event, PeerInfo, TaskName};
 use crate::trace::Tracer;
 
+#[path = "../../../proto/recorded/read.rs"]
+mod recorded;
+
 const TASK: TaskName = [7; 32];
 const MIB: u64 = 1 << 20;
 /// Far longer than anything here takes.
@@ -120,28 +123,12 @@ async fn a_peer_that_reads_nothing_loses_its_session() {
     assert!(why.message().contains("too slow"), "{why}");
 }
 
-/// What a peer of an older version says, frame by frame.
-fn recorded() -> Vec<(&'static str, proto::PeerMessage)> {
-    let frames =
-        include_str!("../../../proto/recorded/0.1.0.txt").lines().filter_map(|line| line.strip_prefix("peer "));
-    let frame = |line: &'static str| {
-        let (kind, hex) = line.split_once(' ').unwrap();
-        let bytes: Vec<u8> = hex.as_bytes().chunks(2).map(|pair| byte(std::str::from_utf8(pair).unwrap())).collect();
-        (kind, proto::PeerMessage::decode(&bytes[..]).unwrap())
-    };
-    frames.map(frame).collect()
-}
-
-fn byte(hex: &str) -> u8 {
-    u8::from_str_radix(hex, 16).unwrap()
-}
-
 #[tokio::test]
 async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
     let (inputs, mut status) = actor::start(cluster::Options::default(), Tracer::default());
     let (session, mut queue, _over) = Session::new(IpAddr::from([10, 0, 0, 9]), Arc::default());
     let mut inventory = Inventory::default();
-    for (kind, message) in recorded() {
+    for (kind, message) in recorded::recorded::<proto::PeerMessage>("peer") {
         if let Some(proto::peer_message::Body::Hello(hello)) = message.body {
             assert!(pondhawk_proto::common_version(hello.protocol_min, hello.protocol_max).is_some());
             let info = hear::hello(hello, IpAddr::from([10, 0, 0, 1])).unwrap();

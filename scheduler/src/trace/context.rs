@@ -61,6 +61,8 @@ impl Traceparent {
     }
 }
 
+/// Nodes send none.
+#[cfg(test)]
 impl std::fmt::Display for Traceparent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("00-")?;

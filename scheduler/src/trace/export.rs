@@ -21,6 +21,8 @@ use tonic::{
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
+use crate::service::random;
+
 use super::{
     outage::Outage,
     span::{Kind, Record, Shared, Tracer, Value},
@@ -65,7 +67,7 @@ pub enum TraceError {
     Endpoint { endpoint: String, source: EndpointError },
     #[error("{endpoint}: {source}")]
     Tls { endpoint: String, source: tonic::transport::Error },
-    #[error("the system gives no thread or random bytes for traces: {0}")]
+    #[error("the system gives no thread for traces: {0}")]
     System(#[from] io::Error),
 }
 
@@ -102,7 +104,7 @@ pub fn check_endpoint(text: &str) -> Result<(), EndpointError> {
 pub fn start(settings: &Settings) -> Result<(Tracer, Exporter), TraceError> {
     let endpoint = endpoint(&settings.endpoint)?;
     let (queue, spans) = mpsc::channel(QUEUE);
-    let (tracer, shared) = Tracer::new(queue, [random()?, random()?, random()?], settings.sample, settings.follow);
+    let (tracer, shared) = Tracer::new(queue, [random(), random(), random()], settings.sample, settings.follow);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
     let (stop, stopped) = oneshot::channel();
     let resource = resource(settings);
@@ -131,12 +133,6 @@ fn endpoint(text: &str) -> Result<Endpoint, TraceError> {
     // The system's authorities, and those in SSL_CERT_FILE.
     let tls = ClientTlsConfig::new().with_native_roots();
     endpoint.tls_config(tls).map_err(|source| TraceError::Tls { endpoint: text.to_owned(), source })
-}
-
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no random bytes"))?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 struct Sender {

@@ -1,23 +1,12 @@
 //! A scheduler of an older version, as it was recorded.
 
 use pondhawk_proto::v1 as proto;
-use prost::Message as _;
 use proto::{SchedulerMessage, peer_message::Body as Sent};
 
 use super::{secrets::talk, *};
 
-/// Its messages in their order.
-fn recorded() -> Vec<(&'static str, SchedulerMessage)> {
-    let all = include_str!("../../../../../proto/recorded/0.1.0.txt");
-    let frames = all.lines().filter_map(|line| line.strip_prefix("scheduler "));
-    let frame = |line: &'static str| {
-        let (kind, hex) = line.split_once(' ').unwrap();
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-        let bytes: Vec<u8> = hex.as_bytes().chunks(2).map(byte).collect();
-        (kind, SchedulerMessage::decode(&bytes[..]).unwrap())
-    };
-    frames.map(frame).collect()
-}
+#[path = "../../../../../proto/recorded/read.rs"]
+mod recorded;
 
 #[tokio::test]
 async fn a_scheduler_of_an_older_version_is_understood_and_leads_downloads() {
@@ -29,7 +18,7 @@ async fn a_scheduler_of_an_older_version_is_understood_and_leads_downloads() {
     let mut talk = talk(&exchange, &store);
     let mut member = None;
     let mut all = Vec::new();
-    for (kind, message) in recorded() {
+    for (kind, message) in recorded::recorded::<SchedulerMessage>("scheduler") {
         talk.say(message.body.unwrap()).await;
         match kind {
             "welcome" => {
