@@ -41,10 +41,31 @@ pub(super) fn answer(context: &Context) -> Option<Answer> {
     Some(refusal.unwrap_or_else(|| object_answer(context, &object, Response::builder())).counted(context, &object))
 }
 
+/// Which form of an object one answer gives.
+struct Version {
+    generation: u8,
+    /// The CDN's edge that answers, where each has an ETag of its own.
+    edge: Option<u32>,
+    /// In gzip for this client.
+    weak: bool,
+}
+
+impl Version {
+    fn etag(&self, object: &Object) -> Option<String> {
+        let mut etag = object.etag(self.generation)?;
+        if let Some(edge) = self.edge {
+            etag.insert_str(etag.len() - 1, &format!("-edge{edge}"));
+        }
+        Some(if self.weak { format!("W/{etag}") } else { etag })
+    }
+}
+
 /// The bytes of an object, or of a part, on top of the headers already in `response`. Counted by the caller.
 pub(super) fn object_answer(context: &Context, object: &Arc<Object>, response: Builder) -> Answer {
-    let generation = object.generation();
-    let wanted = match not_changed_since(context, object, generation) {
+    let manners = &context.shared.manners;
+    let version =
+        Version { generation: object.generation(), edge: manners.edge(object), weak: manners.zips(context, object) };
+    let wanted = match not_changed_since(context, object, &version) {
         true => range::parse(context.header(RANGE), object.len()),
         false => Wanted::Whole,
     };
@@ -61,12 +82,12 @@ pub(super) fn object_answer(context: &Context, object: &Arc<Object>, response: B
     if faults.contains(&FaultKind::ChangeEtag) {
         object.change();
     }
-    let response = object_headers(response, context, object, generation);
-    if not_modified(context, object, generation) {
+    let response = object_headers(response, context, object, &version);
+    if not_modified(context, object, &version) {
         return finish(response.status(StatusCode::NOT_MODIFIED), full(""));
     }
     let misframed = [FaultKind::NoLength, FaultKind::IgnoreRange, FaultKind::Gzip];
-    let whole = misframed.iter().any(|fault| faults.contains(fault));
+    let whole = version.weak || misframed.iter().any(|fault| faults.contains(fault));
     match wanted {
         Wanted::Unsatisfiable if !whole => finish(
             response
@@ -77,9 +98,9 @@ pub(super) fn object_answer(context: &Context, object: &Arc<Object>, response: B
         Wanted::Part(range) if !whole => {
             let content_range = format!("bytes {}-{}/{}", range.start, range.end - 1, object.len());
             let response = response.status(StatusCode::PARTIAL_CONTENT).header("content-range", content_range);
-            body(context, response, plan(object, generation, range, &faults), &faults)
+            body(context, response, plan(object, &version, range, &faults), &faults)
         }
-        _ => body(context, response, plan(object, generation, 0..object.len(), &faults), &faults),
+        _ => body(context, response, plan(object, &version, 0..object.len(), &faults), &faults),
     }
 }
 
@@ -129,15 +150,15 @@ pub(super) fn unavailable(retry_after: Option<u64>) -> Answer {
     finish(response, full("Slow Down"))
 }
 
-fn plan(object: &Arc<Object>, generation: u8, range: std::ops::Range<u64>, faults: &[FaultKind]) -> Plan {
+fn plan(object: &Arc<Object>, version: &Version, range: std::ops::Range<u64>, faults: &[FaultKind]) -> Plan {
     let mut plan = Plan {
         object: Arc::clone(object),
-        generation,
+        generation: version.generation,
         range,
         end: End::Whole,
         stall: None,
         corrupt: Vec::new(),
-        gzip: faults.contains(&FaultKind::Gzip),
+        gzip: version.weak || faults.contains(&FaultKind::Gzip),
     };
     for fault in faults {
         match *fault {
@@ -164,16 +185,17 @@ fn body(context: &Context, response: Builder, plan: Plan, faults: &[FaultKind]) 
     finish(response, body.boxed_unsync())
 }
 
-fn object_headers(response: Builder, context: &Context, object: &Object, generation: u8) -> Builder {
+fn object_headers(response: Builder, context: &Context, object: &Object, version: &Version) -> Builder {
     let content_type = query::get(&context.query, "response-content-type");
     let mut response = response
         .header("content-type", content_type.unwrap_or_else(|| object.content_type().to_owned()))
         .header("accept-ranges", "bytes");
-    if let Some(etag) = object.etag(generation) {
+    if let Some(etag) = version.etag(object) {
         response = response.header("etag", etag);
     }
     match &object.home {
         Home::Plain(rules) => plain_headers(response, rules),
+        Home::Hub if version.weak => response.header("vary", "Accept-Encoding"),
         Home::Hub => response,
         Home::Cdn { .. } | Home::Xorb => {
             if let Some(disposition) = query::get(&context.query, "response-content-disposition") {
@@ -205,19 +227,19 @@ fn plain_headers(mut response: Builder, rules: &PlainRules) -> Builder {
 }
 
 /// If-Range: absent, or naming this state of the object by its strong ETag or its date (RFC 9110, 13.1.5).
-fn not_changed_since(context: &Context, object: &Object, generation: u8) -> bool {
+fn not_changed_since(context: &Context, object: &Object, version: &Version) -> bool {
     let Some(condition) = context.header(IF_RANGE) else { return true };
-    let etag = object.etag(generation).filter(|etag| !etag.starts_with("W/"));
+    let etag = version.etag(object).filter(|etag| !etag.starts_with("W/"));
     let date = match &object.home {
         Home::Plain(rules) => rules.last_modified.as_deref(),
-        _ => Some(LAST_MODIFIED).filter(|_| generation == 0),
+        _ => Some(LAST_MODIFIED).filter(|_| version.generation == 0),
     };
     etag.as_deref() == Some(condition) || date == Some(condition)
 }
 
-fn not_modified(context: &Context, object: &Object, generation: u8) -> bool {
+fn not_modified(context: &Context, object: &Object, version: &Version) -> bool {
     let Some(condition) = context.header(IF_NONE_MATCH) else { return false };
-    let Some(etag) = object.etag(generation) else { return false };
+    let Some(etag) = version.etag(object) else { return false };
     let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     condition.trim() == "*" || condition.split(',').any(|tag| bare(tag) == bare(&etag))
 }

@@ -47,6 +47,11 @@ pub enum FaultKind {
     Gzip,
     /// One more redirect before the object.
     Redirect,
+    /// The answer begins only after this time. For [`Place::Api`].
+    Delay {
+        /// In milliseconds.
+        millis: u64,
+    },
 }
 
 /// Which endpoint a fault is for.
@@ -58,6 +63,8 @@ pub enum Place {
     Bytes,
     /// `/{repo}/resolve/...` of a file that is redirected; GET and HEAD. Only Status503 and Forbidden apply there.
     Resolve,
+    /// `/api/...`; the label is the path. Only Delay applies there.
+    Api,
 }
 
 /// A fault, what it hits and how often. All filters must match; `kind`'s own conditions as well.

@@ -16,6 +16,7 @@ mod control;
 mod faults;
 mod gzip;
 mod lfs;
+mod manners;
 mod pace;
 mod query;
 mod range;
@@ -44,6 +45,7 @@ pub use self::{
     cert::CertificateError,
     content::{Content, seeded},
     faults::{Fault, FaultKind, Faults, Place},
+    manners::Manners,
     pace::{Limits, Rates},
     stats::{ObjectStats, Stats},
     xet::XetShape,
@@ -280,6 +282,11 @@ impl Hub {
         &self.shared.faults
     }
 
+    /// What differs from one request or one caller to the next.
+    pub fn manners(&self) -> &Manners {
+        &self.shared.manners
+    }
+
     /// Rate limits in force.
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
@@ -371,6 +378,7 @@ struct Shared {
     catalogue: RwLock<Catalogue>,
     cache: Arc<BlockCache>,
     faults: Faults,
+    manners: Manners,
     limits: Limits,
     stats: StatsBook,
 }
@@ -388,6 +396,7 @@ impl Shared {
             catalogue: RwLock::default(),
             cache: Arc::new(BlockCache::new(options.keep_in_memory)),
             faults: Faults::new(options.seed),
+            manners: Manners::default(),
             limits: Limits::default(),
             stats: StatsBook::default(),
         }

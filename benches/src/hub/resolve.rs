@@ -31,6 +31,9 @@ fn resolve(context: &Context, name: &str, revision: &str, path: &str) -> Refused
         let object = revision.files.get(path).ok_or_else(|| refusal(404, "EntryNotFound", "no such file"))?;
         (revision.commit.clone(), Arc::clone(object))
     };
+    if let Some(info) = context.shared.manners.file_info(context, &object) {
+        return Ok(info);
+    }
     let mut response = Response::builder();
     if let Some(file) = &object.xet {
         response = xet_headers(&context.shared, response, name, &commit, &file.name);

@@ -1,6 +1,6 @@
 //! Which request is answered by what. Hosts the hub knows serve only what the real ones do; others (addresses, localhost) serve all.
 
-use std::{convert::Infallible, io, sync::Arc};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
@@ -11,7 +11,13 @@ use hyper::{
     http::response::Builder,
 };
 
-use super::{Shared, api, cdn, control, lfs, query, resolve, wire::Connection, xet};
+use super::{
+    Shared, api, cdn, control,
+    faults::{Ask, FaultKind, Place},
+    lfs, query, resolve,
+    wire::Connection,
+    xet,
+};
 
 pub(super) type HubBody = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Answer = Response<HubBody>;
@@ -68,6 +74,15 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>, conn
         return control::answer(&context, &parts.method, command, body).await;
     }
     let side = side(&context);
+    if side != Side::Cdn {
+        context.shared.stats.hub_asked();
+        if let Some(moved) = context.shared.manners.moved(&context) {
+            return moved;
+        }
+    }
+    if path.starts_with("/api/") {
+        delayed(&context).await;
+    }
     if path.ends_with("/info/lfs/objects/batch") && parts.method == Method::POST && side != Side::Cdn {
         return lfs::batch(&context, body).await;
     }
@@ -88,6 +103,16 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>, conn
         return answer;
     }
     text(StatusCode::NOT_FOUND, "nothing here")
+}
+
+/// Waits as long as the faults say.
+async fn delayed(context: &Context) {
+    let ask = Ask { place: Place::Api, label: &context.path, start: 0, end: 0, redirected: false };
+    for fault in context.shared.faults.take(&ask) {
+        if let FaultKind::Delay { millis } = fault {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+    }
 }
 
 async fn paths_info(context: &Context, body: Incoming) -> Answer {

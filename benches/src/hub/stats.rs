@@ -14,6 +14,9 @@ pub struct Stats {
     pub connections: u64,
     /// TLS handshakes that failed.
     pub tls_failures: u64,
+    /// Requests to the Hub itself, of any kind; not those to its CDN.
+    #[serde(default)]
+    pub hub_requests: u64,
     /// Bytes of bodies of all objects.
     pub body_bytes: u64,
     /// By label: `owner/name/path`, or `plain/name`.
@@ -66,6 +69,7 @@ impl StatsBook {
         let mut stats = self.lock();
         stats.connections = 0;
         stats.tls_failures = 0;
+        stats.hub_requests = 0;
         stats.body_bytes = 0;
         stats.objects.retain(|_, object| object.under_way > 0);
         for object in stats.objects.values_mut() {
@@ -76,6 +80,10 @@ impl StatsBook {
 
     pub(super) fn connected(&self) {
         self.lock().connections += 1;
+    }
+
+    pub(super) fn hub_asked(&self) {
+        self.lock().hub_requests += 1;
     }
 
     pub(super) fn tls_failed(&self) {
