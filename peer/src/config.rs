@@ -184,7 +184,8 @@ section! {
         /// How long connecting, the TLS handshake included, may take. Unit: time. Default 10s: the time in which the Hub's
         /// clients give up reading.
         connect_timeout: Period = Period::secs(10),
-        /// How long an origin may take from a request to the head of its answer. Unit: time. Default 9s: the Hub's clients
+        /// How long an origin may take from a request to the head of its answer, for what the node keeps; what is only
+        /// passed through waits as long as its client does. Unit: time. Default 9s: the Hub's clients
         /// give up after 10s without a byte.
         head_timeout: Period = Period::secs(9),
         /// How long an origin may send nothing in the middle of an answer before the connection is given up and the rest

@@ -83,8 +83,15 @@ pub const TURNED_BODY: usize = 16 << 20;
 /// Frames of a passed-through request body that may wait for the origin.
 pub const BODY_FRAMES: usize = 4;
 
-/// The longest pause in a passed-through request body.
-pub const BODY_WAIT: Duration = Duration::from_secs(60);
+/// The longest silence of an origin, or of a client that still owes the rest of its request body, on a request that is
+/// passed through: before the head of the answer, and between two parts of a body. The client decides how long it waits, as
+/// it would without the node, and a request ends when its client leaves. This bound is above any client's patience and exists
+/// so that no task waits for ever for two ends that have both vanished without a word.
+pub const PASS_WAIT: Duration = Duration::from_secs(30 * 60);
+
+/// How often the node looks whether the client of a request that is passed through is still there, while it waits for the
+/// origin. Each look is one poll(2) that returns at once.
+pub const CLIENT_LOOK: Duration = Duration::from_millis(250);
 
 /// How long the shards may go unseen before the heartbeat of the interception stops with them.
 pub const SHARD_SILENCE: Duration = Duration::from_secs(1);

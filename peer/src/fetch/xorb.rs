@@ -120,6 +120,7 @@ fn told(request: &OriginRequest, window: &Range<u64>, total: Option<u64>) -> Pro
         total_len: Some(window.end - window.start),
         object_len: total,
         ranges: true,
+        plain: false,
         etag: None,
         final_url: request.url.clone(),
         encoded: false,

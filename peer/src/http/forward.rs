@@ -12,7 +12,7 @@ use super::{
     head::{Framing, Version},
     overheard::Overheard,
     response::{self, Party, RelayedBody},
-    transport::Transport,
+    transport::{Transport, TransportError},
 };
 use crate::{
     limits,
@@ -50,6 +50,7 @@ pub async fn forward(
         tokio::select! {
             answer = &mut asking => break answer,
             ready = upload.ready(transport), if upload.goes_on() => upload.step(ready, transport).await,
+            () = transport.left(), if !upload.goes_on() => return Err(TransportError::Left.into()),
         }
     };
     match answer {
@@ -69,6 +70,16 @@ pub async fn forward(
             Ok(Done { keep: done.keep && upload.whole, ..done })
         }
     }
+}
+
+/// Hands an origin's answer on that was given to a question in the request's name.
+pub async fn relay_answer(
+    exchange: Exchange,
+    transport: &mut Transport,
+    answer: hyper::Response<OriginBody>,
+) -> Result<Done, ExchangeError> {
+    let (upload, _) = Upload::new(Framing::None);
+    relay(&exchange, transport, answer, upload, Reading { hears: false, turns: false }).await
 }
 
 /// Hands an origin's refusal on, as it was given; other failures become the gateway's own error.
@@ -290,11 +301,13 @@ impl Upload {
         &mut self,
         body: &mut OriginBody,
         transport: &mut Transport,
-    ) -> Result<Option<Bytes>, OriginError> {
+    ) -> Result<Option<Bytes>, ExchangeError> {
         loop {
             tokio::select! {
-                chunk = body.chunk() => return chunk,
+                biased;
+                chunk = body.chunk() => return Ok(chunk?),
                 ready = self.ready(transport), if self.goes_on() => self.step(ready, transport).await,
+                () = transport.left(), if !self.goes_on() => return Err(TransportError::Left.into()),
             }
         }
     }
@@ -309,7 +322,7 @@ impl Upload {
         if !transport.pending.is_empty() {
             return Ready::Go;
         }
-        let readable = tokio::time::timeout(limits::BODY_WAIT, transport.readable()).await;
+        let readable = tokio::time::timeout(limits::PASS_WAIT, transport.readable()).await;
         if readable.is_ok() { Ready::Go } else { Ready::Silent }
     }
 

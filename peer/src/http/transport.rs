@@ -16,6 +16,9 @@ pub enum TransportError {
     /// The client's socket failed, or the client left.
     #[error("client: {0}")]
     Client(#[source] io::Error),
+    /// The client closed its connection while the origin was still to answer.
+    #[error("client: left before the answer was there")]
+    Left,
     /// The client spoke TLS wrongly.
     #[error("client: {0}")]
     Tls(#[from] TlsError),
@@ -66,6 +69,22 @@ impl Transport {
             Wire::Tls(stream) => stream.socket().readable().await,
         }
         .map_err(TransportError::Client)
+    }
+
+    /// Resolves once the client has closed or reset its connection, within [`limits::CLIENT_LOOK`]; takes no bytes. A client that
+    /// closes only its sending half counts as gone: HTTP has no use for a half-closed connection (as nginx and hyper have it).
+    pub async fn left(&self) {
+        let socket = match &self.wire {
+            Wire::Plain(socket) => socket,
+            Wire::Tls(stream) => stream.socket(),
+        };
+        loop {
+            // First the pause: an answer that comes at once costs no system call.
+            tokio::time::sleep(limits::CLIENT_LOOK).await;
+            if socket.peer_left() {
+                return;
+            }
+        }
     }
 
     /// Appends what arrives to `pending`; 0 is the end.

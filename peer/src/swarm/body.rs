@@ -1,6 +1,9 @@
 //! The body of an origin's answer: counted, with a deadline on silence, giving its connection back at its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -17,6 +20,33 @@ use super::{
     error::OriginError,
     pool::{Pool, Sender},
 };
+
+/// 64 KiB: a rest of a body up to this length is read for the sake of its connection.
+const MAX_DISCARDED: u64 = 64 << 10;
+/// How long such a rest may keep silent.
+const DISCARD_WAIT: Duration = Duration::from_secs(2);
+
+/// The body of an answer whose head served as a probe: whoever takes it first needs no request of its own.
+#[derive(Clone, Default)]
+pub struct OpenBody(Arc<Mutex<Option<OriginBody>>>);
+
+impl OpenBody {
+    /// From its first byte.
+    pub fn new(body: OriginBody) -> Self {
+        Self(Arc::new(Mutex::new(Some(body))))
+    }
+
+    /// The body, once.
+    pub fn take(&self) -> Option<OriginBody> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl std::fmt::Debug for OpenBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpenBody")
+    }
+}
 
 /// A streaming body. Dropped early, it takes its connection with it.
 pub struct OriginBody {
@@ -50,6 +80,19 @@ impl OriginBody {
     pub(super) fn expect_len(mut self, len: u64) -> Self {
         self.expected = Some(len);
         self
+    }
+
+    /// From now on silence may last as long as this.
+    pub(super) fn set_idle(&mut self, idle: Duration) {
+        self.idle = idle;
+        self.was_paused();
+    }
+
+    /// Reads the rest of a short body, so that its connection can be used again; a long one is dropped with its connection.
+    pub async fn discard(mut self) {
+        self.set_idle(DISCARD_WAIT);
+        let short = self.len().is_some_and(|len| len <= MAX_DISCARDED);
+        while short && matches!(self.chunk().await, Ok(Some(_))) {}
     }
 
     /// The length that the origin announced, if it did.

@@ -20,5 +20,8 @@ mod share;
 pub mod upstream;
 
 pub use driver::{DownloadError, DriverOptions, Handle, Offer, ReaderGuard, Status};
-pub use origin::{Answer, Expected, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Probe, TrustError};
+pub use origin::{
+    Answer, Expected, OpenBody, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Patience, Probe,
+    TrustError,
+};
 pub use share::Sharing;

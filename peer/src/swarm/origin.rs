@@ -24,6 +24,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use url::{Position, Url};
 
 use crate::{
+    limits,
     metrics::{Metrics, OriginAnswer},
     wire::rate::Bucket,
 };
@@ -37,17 +38,33 @@ use super::{
     upstream::Upstream,
 };
 pub use super::{
-    body::OriginBody,
+    body::{OpenBody, OriginBody},
     connect::TrustError,
     error::{Answer, OriginError},
     request::{Expected, OriginRequest, Probe},
 };
-use crate::http::head::decimal;
+use crate::http::head::{decimal, list};
 
 /// 64 KiB: what is kept of the body of an error answer.
 pub const MAX_ANSWER_BODY: usize = 64 << 10;
 /// 1 MiB: hyper's read buffer, and with it the longest head.
 const READ_BUFFER: usize = 1 << 20;
+
+/// How long an origin may be silent on one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// From the request to the head of its answer.
+    pub head: Duration,
+    /// Between two parts of the body.
+    pub body: Duration,
+}
+
+impl Default for Patience {
+    /// For what is passed through: the client decides, who knows what it asked for.
+    fn default() -> Self {
+        Self { head: limits::PASS_WAIT, body: limits::PASS_WAIT }
+    }
+}
 
 /// How the origin is spoken to.
 #[derive(Clone, Debug)]
@@ -68,10 +85,12 @@ pub struct OriginOptions {
     pub connections_per_host: usize,
     /// For name, TCP and TLS of one connection.
     pub connect_timeout: Duration,
-    /// From the request to the head of its answer; Hugging Face clients give up after 10 s.
+    /// From the request to the head of its answer, for probes and downloads; Hugging Face clients give up after 10 s.
     pub head_timeout: Duration,
-    /// The longest silence within a body.
+    /// The longest silence within the body of a probe or a download.
     pub idle_timeout: Duration,
+    /// How long a request that is passed through waits: see [`Origin::forward`].
+    pub forward: Patience,
     /// Bytes a second of all downloads together; 0: no limit.
     pub rate: u64,
     /// How long a range waits for one of the host's connections.
@@ -95,6 +114,7 @@ impl Default for OriginOptions {
             connect_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(9),
             idle_timeout: Duration::from_secs(6),
+            forward: Patience::default(),
             rate: 0,
             slot_timeout: Duration::from_secs(30),
             max_redirects: 5,
@@ -173,7 +193,7 @@ impl Origin {
             (StatusCode::RANGE_NOT_SATISFIABLE, Some((_, Some(0)))) => (Some(0), true),
             _ => return Err(self.refusal(at, head.status, head.headers, body).await),
         };
-        drain(body).await;
+        body.discard().await;
         let mut headers = end_to_end(head.headers);
         headers.remove(header::CONTENT_RANGE);
         Ok(Probe {
@@ -181,6 +201,7 @@ impl Origin {
             total_len: object.0,
             object_len: object.0,
             ranges: object.1,
+            plain: false,
             etag: etag_of(&headers),
             encoded: is_encoded(&headers),
             final_url: url,
@@ -197,7 +218,7 @@ impl Origin {
             let (head, body) = answer.into_parts();
             let only_get = matches!(head.status.as_u16(), 403 | 405 | 501);
             if method == Method::HEAD && only_get {
-                drain(body).await;
+                body.discard().await;
                 method = Method::GET;
                 continue;
             }
@@ -216,7 +237,7 @@ impl Origin {
             _ => return Err(self.refusal(at, head.status, head.headers, body).await),
         };
         if method == Method::HEAD {
-            drain(body).await;
+            body.discard().await;
         }
         let mut headers = end_to_end(head.headers);
         headers.remove(header::CONTENT_RANGE);
@@ -225,6 +246,7 @@ impl Origin {
             total_len: Some(window.end - window.start),
             object_len,
             ranges: true,
+            plain: false,
             etag: etag_of(&headers),
             encoded: is_encoded(&headers),
             final_url: url,
@@ -306,12 +328,29 @@ impl Origin {
     {
         let place = place_of(&request.url)?;
         let headers = forwarded(&request.headers);
+        let call = Call { place: &place, method: &method, url: &request.url, headers, patience: self.options.forward };
         if method.is_idempotent() && body.is_end_stream() {
-            return self.ask(None, &place, &method, &request.url, headers).await;
+            return self.ask(None, call).await;
         }
         let sender = self.open(&place, &request.url).await?;
-        let call = Call { place: &place, method: &method, url: &request.url, headers };
         self.send(sender, call, body.map_err(Into::into).boxed_unsync(), None).await.map_err(|failed| failed.error)
+    }
+
+    /// A question of the node's own about a file, in a client's name: without the client's conditions, ranges and codings, and
+    /// with the client's patience. Redirects and refusals come back as they are.
+    pub async fn question(
+        &self,
+        method: &Method,
+        request: &OriginRequest,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        let place = place_of(&request.url)?;
+        let headers = for_bytes(&request.headers, None);
+        self.ask(None, Call { place: &place, method, url: &request.url, headers, patience: self.options.forward }).await
+    }
+
+    /// The longest silence within the body of a download.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.options.idle_timeout
     }
 
     /// A TCP connection to `host` (a name, or an address; IPv6 in brackets or not) for a client's tunnel: same rules for
@@ -338,13 +377,15 @@ impl Origin {
         for _ in 0..=self.options.max_redirects {
             let place = place_of(&url)?;
             let permit = self.slot(lane, &place, &url).await?;
-            let response = self.ask(Some(permit), &place, method, &url, headers.clone()).await?;
+            let patience = Patience { head: self.options.head_timeout, body: self.options.idle_timeout };
+            let call = Call { place: &place, method, url: &url, headers: headers.clone(), patience };
+            let response = self.ask(Some(permit), call).await?;
             let moved = self.options.max_redirects > 0;
             let Some(next) = location(&url, response.status(), response.headers()).filter(|_| moved) else {
                 return Ok((url, response));
             };
             let next = next.map_err(|why| OriginError::Redirect { at: label(&url), why })?;
-            drain(response.into_body()).await;
+            response.into_body().discard().await;
             if place_of(&next)? != place {
                 headers.remove(header::AUTHORIZATION);
                 headers.remove(header::COOKIE);
@@ -366,19 +407,15 @@ impl Origin {
     async fn ask(
         &self,
         mut permit: Option<OwnedSemaphorePermit>,
-        place: &Place,
-        method: &Method,
-        url: &Url,
-        headers: HeaderMap,
+        call: Call<'_>,
     ) -> Result<Response<OriginBody>, OriginError> {
-        let call = Call { place, method, url, headers };
-        if let Some(sender) = self.pool.take(place).await {
+        if let Some(sender) = self.pool.take(call.place).await {
             match self.send(sender, call.clone(), empty(), permit).await {
                 Err(failed) if failed.stale => permit = failed.permit,
                 done => return done.map_err(|failed| failed.error),
             }
         }
-        let sender = self.open(place, url).await?;
+        let sender = self.open(call.place, call.url).await?;
         self.send(sender, call, empty(), permit).await.map_err(|failed| failed.error)
     }
 
@@ -400,13 +437,13 @@ impl Origin {
         body: RequestBody,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Response<OriginBody>, SendFailed> {
-        let at = label(call.url);
+        let (at, patience) = (label(call.url), call.patience);
         let sent = Arc::new(AtomicU64::new(0));
         let request = match call.request(count_frames(body, Arc::clone(&sent))) {
             Ok(request) => request,
             Err(error) => return Err(SendFailed { error, stale: false, permit }),
         };
-        let answer = self.head_of(sender.send_request(request), &sent, &at).await;
+        let answer = head_of(sender.send_request(request), &sent, &at, patience.head).await;
         match answer {
             Ok(response) => {
                 let lent = Lent { pool: Arc::clone(&self.pool), place: call.place.clone(), sender, permit };
@@ -414,30 +451,12 @@ impl Origin {
                 self.options.metrics.origin_request(OriginAnswer::of_status(head.status.as_u16()));
                 drop_hop_by_hop(&mut head.headers);
                 let counter = Arc::clone(&self.options.metrics);
-                let body = OriginBody::new(incoming, lent, at, self.options.idle_timeout, counter);
+                let body = OriginBody::new(incoming, lent, at, patience.body, counter);
                 Ok(Response::from_parts(head, body))
             }
             Err(error) => {
                 self.options.metrics.origin_request(OriginAnswer::Failed);
                 Err(SendFailed { stale: matches!(error, OriginError::Cut { .. }), error, permit })
-            }
-        }
-    }
-
-    /// The deadline starts anew as long as the request's body moves.
-    async fn head_of(
-        &self,
-        answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
-        sent: &AtomicU64,
-        at: &str,
-    ) -> Result<Response<Incoming>, OriginError> {
-        let mut answer = pin!(answer);
-        loop {
-            let before = sent.load(Ordering::Relaxed);
-            match tokio::time::timeout(self.options.head_timeout, &mut answer).await {
-                Ok(done) => return done.map_err(|error| send_error(&error, at)),
-                Err(_) if sent.load(Ordering::Relaxed) != before => {}
-                Err(_) => return Err(OriginError::Timeout { at: at.to_owned(), waiting: "for the answer" }),
             }
         }
     }
@@ -480,6 +499,7 @@ struct Call<'a> {
     method: &'a Method,
     url: &'a Url,
     headers: HeaderMap,
+    patience: Patience,
 }
 
 impl Call<'_> {
@@ -492,6 +512,24 @@ impl Call<'_> {
         request.headers_mut().insert(header::HOST, host);
         request.headers_mut().extend(self.headers.clone());
         Ok(request)
+    }
+}
+
+/// Waits for the head of an answer. The deadline starts anew as long as the request's body moves.
+async fn head_of(
+    answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    sent: &AtomicU64,
+    at: &str,
+    patience: Duration,
+) -> Result<Response<Incoming>, OriginError> {
+    let mut answer = pin!(answer);
+    loop {
+        let before = sent.load(Ordering::Relaxed);
+        match tokio::time::timeout(patience, &mut answer).await {
+            Ok(done) => return done.map_err(|error| send_error(&error, at)),
+            Err(_) if sent.load(Ordering::Relaxed) != before => {}
+            Err(_) => return Err(OriginError::Timeout { at: at.to_owned(), waiting: "for the answer" }),
+        }
     }
 }
 
@@ -525,17 +563,31 @@ fn count_frames(body: RequestBody, sent: Arc<AtomicU64>) -> RequestBody {
     counted.boxed_unsync()
 }
 
-/// Reads the rest of a short body so that its connection can be used again; a long one is dropped with its connection.
-async fn drain(mut body: OriginBody) {
-    let short = body.len().is_some_and(|len| len <= MAX_ANSWER_BODY as u64);
-    while short && matches!(body.chunk().await, Ok(Some(_))) {}
-}
-
 /// To be kept. Content-Length goes too: who sends the body on says how long it is.
 fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
     drop_hop_by_hop(&mut headers);
     headers.remove(header::CONTENT_LENGTH);
     detached(&headers)
+}
+
+impl Probe {
+    /// What an answer to a question without a range says about the object at `url`.
+    pub fn of_whole(url: &Url, status: StatusCode, headers: &HeaderMap) -> Self {
+        let len = headers.get(header::CONTENT_LENGTH).and_then(|value| decimal(value.as_bytes()));
+        let units = headers.get_all(header::ACCEPT_RANGES).iter().flat_map(|value| list(value.as_bytes()));
+        let ranges = units.into_iter().any(|unit| unit.eq_ignore_ascii_case(b"bytes"));
+        Self {
+            status,
+            total_len: len,
+            object_len: len,
+            ranges,
+            plain: true,
+            etag: etag_of(headers),
+            encoded: is_encoded(headers),
+            final_url: url.clone(),
+            headers: end_to_end(headers.clone()),
+        }
+    }
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {

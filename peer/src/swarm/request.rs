@@ -62,6 +62,8 @@ pub struct Probe {
     pub object_len: Option<u64>,
     /// Whether ranges are served.
     pub ranges: bool,
+    /// Whether all of the object was asked for, rather than its first byte.
+    pub plain: bool,
     /// As sent, weak mark and quotes included.
     pub etag: Option<String>,
     /// Where redirects led.

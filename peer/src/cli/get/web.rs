@@ -30,7 +30,7 @@ use super::{
 use crate::{
     admin::Task,
     cli::{client, human::printable},
-    swarm::{Origin, OriginBody, OriginOptions, OriginRequest},
+    swarm::{Origin, OriginBody, OriginOptions, OriginRequest, Patience},
     task::id,
 };
 
@@ -111,6 +111,7 @@ impl Web {
             allow_private: true,
             head_timeout: HEAD,
             idle_timeout: SILENCE,
+            forward: Patience { head: HEAD, body: SILENCE },
             ..OriginOptions::default()
         })?;
         let hub = (endpoint.host_str().map(str::to_owned), endpoint.port_or_known_default());
