@@ -21,10 +21,13 @@ use url::Url;
 use crate::{
     authorize::{Allowed, Ground},
     http::{
+        Etag,
         cacheable::{self, Asked, Cacheability, Cacheable},
+        condition::Stored,
         connection::unix_now,
         forward::pairs,
         head::RequestHead,
+        overrides,
         rules::Treatment,
     },
     limits,
@@ -33,7 +36,7 @@ use crate::{
     shard::Shard,
     store::{About, Held, Keeping, Priority, TaskMeta, User, Verdict},
     swarm::{
-        DownloadError, OriginError, OriginRequest, Probe, Sharing,
+        DownloadError, Expected, OpenBody, OriginError, OriginRequest, Probe, Sharing,
         download::Policy,
         driver::{self, DriverOptions, Handle, Offer, ReaderGuard, Status},
     },
@@ -56,6 +59,20 @@ pub enum Found {
     Refused(&'static str),
 }
 
+/// What the origin has answered a client, or a question in its name.
+pub struct Answered {
+    /// The head.
+    pub probe: Arc<Probe>,
+    /// The body, if it holds all of the object and has not been read.
+    pub open: OpenBody,
+}
+
+impl From<Arc<Probe>> for Answered {
+    fn from(probe: Arc<Probe>) -> Self {
+        Self { probe, open: OpenBody::default() }
+    }
+}
+
 /// A task to be read by one request.
 pub struct Source {
     /// The task.
@@ -66,6 +83,10 @@ pub struct Source {
     pub age: u64,
     /// Of a xorb's task, what is asked for.
     pub window: Option<Window>,
+    /// The origin's headers for this request: what its own probe said, or without one the task's as this URL asks for them.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// Whether the task's name is a hash of its content, so that no validator decides what its bytes are.
+    pub by_hash: bool,
     running: Option<Arc<Running>>,
     _user: User,
 }
@@ -171,21 +192,33 @@ async fn find_one(shard: &Rc<Shard>, request: &OriginRequest, head: &RequestHead
     }
     let held = id.and_then(|id| node.store.get(&id));
     if let Some(held) = held.as_ref().filter(|held| terms.public && is_whole(held) && held.about().is_told()) {
-        return Found::Source(Box::new(complete(Arc::clone(held), Ground::Public)));
+        return Found::Source(Box::new(complete(Arc::clone(held), Ground::Public, &request.url, &identity)));
     }
     let allowed = match traced::authorize(node, request, held.is_some(), terms).await {
         Ok(allowed) => allowed,
         Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
     };
     match allowed {
-        Allowed { probe: Some(probe), .. } => begin(shard, request, &identity, probe, held, head, terms).await,
+        Allowed { probe: Some(probe), .. } => begin(shard, request, &identity, probe.into(), held, head, terms).await,
         Allowed { probe: None, ground } => match held {
             Some(held) if is_whole(&held) && (held.about().is_told() || ground == Ground::OriginDown) => {
-                Found::Source(Box::new(complete(held, ground)))
+                Found::Source(Box::new(complete(held, ground, &request.url, &identity)))
             }
             _ => probed(shard, request, &identity, head, terms).await,
         },
     }
+}
+
+/// Finds or begins the task that a GET asks for, where the origin has answered a question about it in this client's name.
+pub async fn find_answered(
+    shard: &Rc<Shard>,
+    request: &OriginRequest,
+    head: &RequestHead,
+    terms: &Terms,
+    answered: Answered,
+) -> Found {
+    let identity = terms.identity(&request.url, &shard.node.rules);
+    begin(shard, request, &identity, answered, None, head, terms).await
 }
 
 /// An exempt task that is not complete is downloaded like any other.
@@ -197,7 +230,7 @@ async fn probed(
     terms: &Terms,
 ) -> Found {
     match traced::probe(&shard.node, request, terms).await {
-        Ok(probe) => begin(shard, request, identity, probe, None, head, terms).await,
+        Ok(probe) => begin(shard, request, identity, probe.into(), None, head, terms).await,
         Err(error) => Found::Answer(Arc::new(error)),
     }
 }
@@ -206,11 +239,12 @@ async fn begin(
     shard: &Rc<Shard>,
     request: &OriginRequest,
     identity: &Identity,
-    probe: Arc<Probe>,
+    answered: Answered,
     held: Option<Arc<Held>>,
     head: &RequestHead,
     terms: &Terms,
 ) -> Found {
+    let Answered { probe, open } = answered;
     let described = match judge(identity, &probe) {
         Ok(described) => described,
         Err(why) => return Found::Straight(why),
@@ -247,8 +281,11 @@ async fn begin(
     if timeout(limits::CHECK_WAIT, held.checked()).await.is_err() {
         return Found::Straight("what an unclean stop left of it is still being checked".to_owned());
     }
+    // What a window's probe says is about a part; the task keeps what was said first.
+    let headers = request.window.is_none().then_some(described.headers);
     if held.bitmap().is_full() {
-        return Found::Source(Box::new(complete(held, Ground::Asked)));
+        let source = complete(held, Ground::Asked, &request.url, identity);
+        return Found::Source(Box::new(source.with_headers(headers)));
     }
     // A client that only asks whether its copy is current starts no download.
     if head.get("if-none-match").is_some() || head.get("if-modified-since").is_some() {
@@ -256,9 +293,11 @@ async fn begin(
     }
     let name = Name { host: origin_host(request), content: identity.to_content_name() };
     let trace = terms.trace;
-    let offer = Offer { request: request.clone(), probe };
-    download(shard, held, name, Some(offer), trace)
-        .map_or_else(Found::Straight, |source| Found::Source(Box::new(source)))
+    let offer = Offer { request: request.clone(), probe, by_hash: identity.is_content_addressed(), open };
+    match download(shard, held, name, Some(offer), trace) {
+        Ok(source) => Found::Source(Box::new(source.of_url(&request.url, identity).with_headers(headers))),
+        Err(why) => Found::Straight(why),
+    }
 }
 
 /// All that other nodes hear of a task beside its id and length.
@@ -267,12 +306,17 @@ struct Name {
     content: Option<Vec<u8>>,
 }
 
-fn complete(held: Arc<Held>, ground: Ground) -> Source {
+/// All of a task, for a request of this URL.
+fn complete(held: Arc<Held>, ground: Ground, url: &Url, identity: &Identity) -> Source {
+    whole(held, ground).of_url(url, identity)
+}
+
+fn whole(held: Arc<Held>, ground: Ground) -> Source {
     let age = match ground {
         Ground::Asked | Ground::Remembered => 0,
         Ground::Public | Ground::OriginDown => now_unix().saturating_sub(held.meta.created_unix),
     };
-    Source { outcome: Outcome::Hit, age, window: None, running: None, _user: held.user(), held }
+    Source::new(held, Outcome::Hit, age, None)
 }
 
 /// Whether the answer can become a task.
@@ -285,7 +329,7 @@ fn judge(identity: &Identity, probe: &Probe) -> Result<Cacheable, String> {
             _ => headers.push(("content-length".to_owned(), len.to_string().into_bytes())),
         }
     }
-    let asked = Asked { range: true, content_addressed: identity.is_content_addressed() };
+    let asked = Asked { range: !probe.plain, content_addressed: identity.is_content_addressed() };
     match cacheable::judge(probe.status.as_u16(), &headers, asked) {
         Cacheability::Cache(described) => Ok(described),
         Cacheability::PassThrough(reason) => Err(reason.to_string()),
@@ -313,7 +357,9 @@ fn meta(
 impl Cacheable {
     fn about(&self, request: &OriginRequest) -> About {
         let etag = self.etag.as_ref().map(|etag| String::from_utf8_lossy(&etag.to_bytes()).into_owned());
-        About { label: id::label(&request.url), headers: self.headers.clone(), etag }
+        // The task is served under other URLs too: what this one asked for beside the bytes is not theirs.
+        let headers = overrides::independent(&self.headers, &request.url);
+        About { label: id::label(&request.url), headers, etag }
     }
 }
 
@@ -341,7 +387,11 @@ fn download(
     let joined = running.get(&held.meta.id).filter(|running| running.goes_on()).cloned();
     let (outcome, running) = match joined {
         Some(joined) => {
-            offer.into_iter().for_each(|offer| joined.handle.offer(offer));
+            if let Some(offer) = offer {
+                // Its bytes come already, and perhaps on another shard.
+                drop(offer.open.take());
+                joined.handle.offer(offer);
+            }
             (Outcome::Joined, joined)
         }
         None if running.len() >= node.tasks.max => return Err("limits.downloads are under way".to_owned()),
@@ -357,7 +407,7 @@ fn download(
             (Outcome::Miss, begun)
         }
     };
-    Ok(Source { outcome, age: 0, window: None, running: Some(running), _user: held.user(), held })
+    Ok(Source::new(held, outcome, 0, Some(running)))
 }
 
 fn start(shard: &Shard, held: Arc<Held>, name: Name, first: Option<Offer>, span: Span) -> Handle {
@@ -556,6 +606,36 @@ impl Tasks {
 }
 
 impl Source {
+    fn new(held: Arc<Held>, outcome: Outcome, age: u64, running: Option<Arc<Running>>) -> Self {
+        let (headers, user) = (held.about().headers.clone(), held.user());
+        Self { held, outcome, age, window: None, headers, by_hash: false, running, _user: user }
+    }
+
+    /// For a request of this URL, as long as nothing else is known of its headers.
+    fn of_url(mut self, url: &Url, identity: &Identity) -> Self {
+        self.headers = overrides::applied(&self.headers, url);
+        self.by_hash = identity.is_content_addressed();
+        self
+    }
+
+    /// With the headers that the origin gave for this very request, if it was asked.
+    fn with_headers(self, headers: Option<Vec<(String, Vec<u8>)>>) -> Self {
+        Self { headers: headers.unwrap_or(self.headers), ..self }
+    }
+
+    /// The validators that a client of this request may hold.
+    pub fn validators(&self, now: i64) -> Stored {
+        let kept = self.held.about().etag.as_ref().filter(|_| self.by_hash);
+        let alternate = kept.and_then(|etag| Etag::parse(etag.as_bytes()));
+        Stored { alternate, ..Stored::of(&self.headers, now) }
+    }
+
+    /// What an answer from the origin must agree with to be of this task.
+    pub fn expected(&self) -> Expected {
+        let etag = self.held.about().etag.clone().filter(|_| !self.by_hash);
+        Expected { total: Some(self.held.meta.layout.len()), etag }
+    }
+
     /// The span of the download that this request joined: in the trace of the one that began it, if that is recorded.
     pub fn joined_trace(&self) -> Option<Context> {
         self.running.as_ref().filter(|_| self.outcome == Outcome::Joined)?.handle.trace()

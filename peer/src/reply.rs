@@ -10,7 +10,6 @@ use tokio::time::{Instant, timeout};
 use crate::{
     fetch::{Failure, Found, Reading, Source},
     http::{
-        condition::Stored,
         connection::{Done, Exchange, ExchangeError, unix_now},
         forward,
         multipart::{Multipart, Segment},
@@ -21,7 +20,7 @@ use crate::{
     limits,
     metrics::{Outcome, Source as Origin},
     store::Verdict,
-    swarm::{Expected, OriginRequest},
+    swarm::OriginRequest,
     trace::{Kind, Span},
 };
 
@@ -81,11 +80,11 @@ async fn from_store(
 ) -> Result<Done, ExchangeError> {
     let mut exchange = exchange;
     exchange.extra.extend(about_task(&source));
-    let (len, headers) = (source.held.meta.layout.len(), &source.held.about().headers);
+    let (len, headers) = (source.held.meta.layout.len(), &source.headers);
     let now = unix_now();
     let plan = match &source.window {
         Some(window) => Plan::Part(window.bytes.clone()),
-        None => plan(&exchange.head, &Stored::of(headers, now), len, now),
+        None => plan(&exchange.head, &source.validators(now), len, now),
     };
     let no_body = match &plan {
         Plan::NotModified => Selection::NotModified,
@@ -225,7 +224,7 @@ impl<'a> Body<'a> {
 
     async fn send_reply(&mut self, transport: &mut Transport, plan: Plan) -> Result<Done, ExchangeError> {
         let keep = self.exchange.keeps();
-        let (stored, about) = (&self.source.held.about().headers, self.exchange.about(keep, self.source.age));
+        let (stored, about) = (&self.source.headers, self.exchange.about(keep, self.source.age));
         let total = self.len;
         let one = match plan {
             Plan::Parts(ranges) => {
@@ -298,9 +297,7 @@ impl<'a> Body<'a> {
     /// is read from the origin once.
     async fn send_end(&self, transport: &mut Transport, span: Range<u64>) -> Result<(), ExchangeError> {
         let node = &self.exchange.shard.node;
-        let meta = &self.source.held.meta;
-        let expected = Expected { total: Some(meta.layout.len()), etag: self.source.held.about().etag.clone() };
-        let mut body = node.origin.get_range(self.request, span, &expected).await?;
+        let mut body = node.origin.get_range(self.request, span, &self.source.expected()).await?;
         while let Some(chunk) = body.chunk().await? {
             self.exchange.sent(chunk.len() as u64);
             transport.send(chunk.to_vec()).await?;

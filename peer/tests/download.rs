@@ -7,8 +7,8 @@ use std::{ops::Range, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use pondhawk::{
     store::{About, Held, Keeping, Options, Store, TaskMeta, Verdict},
     swarm::{
-        DownloadError, DriverOptions, Handle, Offer, Origin, OriginOptions, OriginRequest, Status, download::Policy,
-        driver, retry::Backoff,
+        DownloadError, DriverOptions, Handle, Offer, OpenBody, Origin, OriginOptions, OriginRequest, Status,
+        download::Policy, driver, retry::Backoff,
     },
     task::{Layout, Proof, TaskId, id::parse_hex32},
     trace::Span,
@@ -77,7 +77,7 @@ impl Lab {
     async fn offer(&self) -> Offer {
         let request = OriginRequest::new(self.hub.signed_url(LABEL).unwrap().parse().unwrap(), Vec::new());
         let probe = Arc::new(self.origin.probe(&request).await.unwrap());
-        Offer { request, probe }
+        Offer { request, probe, by_hash: false, open: OpenBody::default() }
     }
 
     async fn start(&self) -> Handle {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tokio::time::timeout;
 
-use super::{Ground, Name, Source, complete, download, dropped_as_wrong, now_unix, proof_of};
+use super::{Ground, Name, Source, download, dropped_as_wrong, now_unix, proof_of, whole};
 use crate::{
     limits,
     shard::Shard,
@@ -42,7 +42,7 @@ pub async fn from_others(shard: &Rc<Shard>, wish: &Wish, trace: Option<Context>)
     }
     timeout(limits::CHECK_WAIT, held.checked()).await.map_err(|_| "still being checked after an unclean stop")?;
     if held.bitmap().is_full() {
-        return Ok(complete(held, Ground::Asked));
+        return Ok(whole(held, Ground::Asked));
     }
     download(shard, held, Name { host: wish.host.clone(), content: Some(wish.name.clone()) }, None, trace)
 }

@@ -58,7 +58,7 @@ pub(super) async fn find(
     let whole = whole.or_else(|| node.store.covering(&url.hash, &window).filter(is_whole));
     let granted = node.authorizer.is_granted(&request.url, asked);
     if let Some(whole) = whole.clone().filter(|_| granted) {
-        return served(complete(whole, Ground::Remembered), window);
+        return served(complete(whole, Ground::Remembered, &request.url, &identity), window);
     }
     let probe = match (granted, &here) {
         (true, Some(here)) => Arc::new(told(&request, &window, claim(here).and_then(|claim| claim.total))),
@@ -73,15 +73,15 @@ pub(super) async fn find(
         (false, _) => match traced::authorize(node, &request, whole.is_some(), terms).await {
             Ok(Allowed { probe: Some(probe), .. }) => probe,
             Ok(Allowed { probe: None, ground }) => match whole {
-                Some(whole) => return served(complete(whole, ground), window),
+                Some(whole) => return served(complete(whole, ground, &request.url, &identity), window),
                 None => return Found::Straight("nobody was asked, and it is not here".to_owned()),
             },
             Err(refusal) => return Found::Answer(Arc::clone(refusal.error())),
         },
     };
     match whole {
-        Some(whole) => served(complete(whole, Ground::Asked), window),
-        None => match begin(shard, &request, &identity, probe, here, head, terms).await {
+        Some(whole) => served(complete(whole, Ground::Asked, &request.url, &identity), window),
+        None => match begin(shard, &request, &identity, probe.into(), here, head, terms).await {
             Found::Source(source) => served(*source, window),
             other => other,
         },

@@ -7,6 +7,8 @@ use super::{date, etag::Etag, head::RequestHead, response::field};
 pub struct Stored {
     /// The origin's entity tag.
     pub etag: Option<Etag>,
+    /// Another entity tag under which the same bytes were given out. There is one only where a hash names the bytes.
+    pub alternate: Option<Etag>,
     /// The origin's Last-Modified, Unix seconds.
     pub last_modified: Option<i64>,
     /// The origin's Date on the same response, Unix seconds: it decides whether Last-Modified is a strong validator.
@@ -30,9 +32,15 @@ impl Stored {
         let get = |name: &str| field(headers, name);
         Self {
             etag: get("etag").and_then(Etag::parse),
+            alternate: None,
             last_modified: get("last-modified").and_then(|value| date::parse(value, now)),
             date: get("date").and_then(|value| date::parse(value, now)),
         }
+    }
+
+    /// Every entity tag of these bytes.
+    fn tags(&self) -> impl Iterator<Item = &Etag> {
+        self.etag.iter().chain(&self.alternate)
     }
 
     /// A modification within the second of the response could have been followed by another one (RFC 9110 §8.8.2.2).
@@ -81,7 +89,7 @@ pub fn range_applies(head: &RequestHead, stored: &Stored, now: i64) -> bool {
         return false;
     }
     match Etag::parse(value) {
-        Some(etag) => stored.etag.as_ref().is_some_and(|held| held.strong_eq(&etag)),
+        Some(etag) => stored.tags().any(|held| held.strong_eq(&etag)),
         None => date::parse(value, now).is_some_and(|asked| stored.strong_last_modified() == Some(asked)),
     }
 }
@@ -92,9 +100,8 @@ fn matches(head: &RequestHead, name: &str, stored: &Stored, same: fn(&Etag, &Eta
     if values == [b"*"] {
         return true;
     }
-    let Some(held) = &stored.etag else { return false };
     let listed = values.into_iter().map(Etag::parse_list).collect::<Option<Vec<_>>>();
-    listed.is_some_and(|lists| lists.iter().flatten().any(|etag| same(held, etag)))
+    listed.is_some_and(|lists| lists.iter().flatten().any(|etag| stored.tags().any(|held| same(held, etag))))
 }
 
 #[cfg(test)]
@@ -139,6 +146,20 @@ mod tests {
             assert_eq!(evaluate(&request("HEAD", lines), &stored("W/\"a\""), NOW), weak, "weak, {lines}");
         }
         assert_eq!(evaluate(&request("POST", "If-None-Match: \"a\""), &stored("\"a\""), NOW), PreconditionFailed);
+    }
+
+    #[test]
+    fn either_tag_of_the_same_bytes_is_as_good_as_the_other() {
+        let both = Stored { alternate: Etag::parse(b"\"b\""), ..stored("\"a\"") };
+        for tag in ["\"a\"", "\"b\""] {
+            assert!(
+                range_applies(&request("GET", &format!("Range: bytes=1-\r\nIf-Range: {tag}")), &both, NOW),
+                "{tag}"
+            );
+            assert_eq!(evaluate(&request("GET", &format!("If-None-Match: {tag}")), &both, NOW), NotModified);
+            assert_eq!(evaluate(&request("GET", &format!("If-Match: {tag}")), &both, NOW), Proceed);
+        }
+        assert!(!range_applies(&request("GET", "Range: bytes=1-\r\nIf-Range: \"c\""), &both, NOW));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod head;
 pub mod mirror;
 pub mod multipart;
 mod overheard;
+pub mod overrides;
 pub mod plan;
 pub mod range;
 pub mod response;

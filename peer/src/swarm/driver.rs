@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     download::{Action, Download, Event, Fetch, LinkId, MAX_SOURCES, Policy, Reach, Reason, RunId, SourceId},
     exchange::Told,
-    origin::{Expected, Origin, OriginError, OriginRequest, Probe},
+    origin::{Expected, OpenBody, Origin, OriginError, OriginRequest, Probe},
     run::{Report, Run, RunError, Tools},
     share::{Fetched, Share, Sharing},
 };
@@ -63,6 +63,11 @@ pub struct Offer {
     pub request: OriginRequest,
     /// From [`Origin::probe`], by way of the authorizer.
     pub probe: Arc<Probe>,
+    /// Whether the task's name is a hash of its content. The bytes prove themselves then, and the ETags of a CDN's edges,
+    /// which may differ for one object, decide nothing.
+    pub by_hash: bool,
+    /// The body that came with the probe, if it was an answer with all of the object.
+    pub open: OpenBody,
 }
 
 /// How a download stands.
@@ -177,8 +182,8 @@ pub fn start(
         // A timeout only means that pieces which may be there are fetched again.
         let _ = timeout(CHECK_DEADLINE, held.checked()).await;
         let (reporter, reports) = mpsc::channel(MAX_REPORTS);
-        let (partials, trace) = (RefCell::default(), Trunk::new(span));
-        let tools = Tools { held: Arc::clone(&held), origin, pool, reporter, partials, shared, trace };
+        let (partials, open, trace) = (RefCell::default(), RefCell::default(), Trunk::new(span));
+        let tools = Tools { held: Arc::clone(&held), origin, pool, reporter, partials, open, shared, trace };
         let mut driver = Driver::new(Rc::new(tools), reports, reach, options);
         if let Some(sharing) = sharing {
             // Before anything is fetched: a scheduler may lead.
@@ -450,7 +455,11 @@ impl Driver {
         }
         let total = Some(self.tools.held.meta.layout.len());
         // A window is asked for as the client would: without a condition.
-        let etag = offer.probe.etag.clone().filter(|_| offer.request.window.is_none());
+        if let Some(open) = offer.open.take() {
+            *self.tools.open.borrow_mut() = Some(open);
+        }
+        let decides = offer.request.window.is_none() && !offer.by_hash;
+        let etag = offer.probe.etag.clone().filter(|_| decides);
         let expected = Expected { total, etag };
         self.sources.push((source, Rc::new(offer.request), Rc::new(expected)));
         source

@@ -41,6 +41,8 @@ pub(super) struct Tools {
     pub(super) reporter: mpsc::Sender<Report>,
     /// Of pieces whose run stopped in the middle; at most one a parked run.
     pub(super) partials: RefCell<HashMap<u32, Partial>>,
+    /// An answer with all of the object, of which nothing has been read yet.
+    pub(super) open: RefCell<Option<OriginBody>>,
     pub(super) shared: Arc<Shared>,
     /// The download's span.
     pub(super) trace: Trunk,
@@ -132,7 +134,9 @@ impl Run {
         let layout = self.tools.held.meta.layout;
         let start = layout.bytes_of(sink.piece).start + u64::from(sink.offset);
         let end = layout.bytes_of(self.fetch.pieces.end - 1).end;
-        let (mut body, mut skip) = if self.fetch.whole {
+        let (mut body, mut skip) = if let Some(open) = self.open_body(start) {
+            (open, 0)
+        } else if self.fetch.whole {
             (self.tools.origin.get_whole(&self.request, &self.expected).await?, start)
         } else {
             (self.tools.origin.get_range(&self.request, start..end, &self.expected).await?, 0)
@@ -157,6 +161,13 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// The answer that is there already, for a run that begins where it does.
+    fn open_body(&self, start: u64) -> Option<OriginBody> {
+        let mut open = self.tools.open.borrow_mut().take().filter(|_| start == 0 && self.request.window.is_none())?;
+        open.set_idle(self.tools.origin.idle_timeout());
+        Some(open.expect_len(self.tools.held.meta.layout.len()))
     }
 
     /// The next bytes; what is buffered is written if they let themselves be waited for.
