@@ -23,35 +23,15 @@ use crate::swarm::{
     retry::{Backoff, Class, Jitter},
 };
 use crate::{
+    flight::FlightTable,
+    http::forward::pairs,
+    question::{Question, QuestionKey, Variant},
     replaceable::{Replaceable, TooOften},
     task::id::is_under,
 };
 
 /// The map of verdicts is cut into this many, each under its own lock.
 const SHARDS: usize = 16;
-/// Headers that do not decide what a client may have; any other one makes another question.
-const NEUTRAL: [&str; 19] = [
-    "accept",
-    "accept-encoding",
-    "accept-language",
-    "cache-control",
-    "connection",
-    "host",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "if-unmodified-since",
-    "keep-alive",
-    "pragma",
-    "priority",
-    "range",
-    "te",
-    "traceparent",
-    "user-agent",
-    "x-request-id",
-];
-
 /// Settings of authorisation.
 #[derive(Clone, Debug)]
 pub struct AuthorizeOptions {
@@ -169,29 +149,34 @@ impl Refusal {
 pub struct Authorizer {
     options: Replaceable<AuthorizeOptions>,
     shards: [Mutex<Shard>; SHARDS],
+    flights: FlightTable<Outcome>,
     grants: Grants,
+}
+
+/// Why a question gave no consent, and whether the same with more of the client's headers may.
+struct Unsettled {
+    error: Arc<OriginError>,
+    again: bool,
 }
 
 #[derive(Default)]
 struct Shard {
-    verdicts: HashMap<Key, Verdict>,
-    flights: HashMap<Key, Arc<Flight>>,
+    verdicts: HashMap<QuestionKey, Verdict>,
 }
 
 struct Verdict {
     until: Instant,
+    answer: Consent,
+}
+
+/// The origin's consent, and which requests it is for.
+#[derive(Clone)]
+struct Consent {
     probe: Arc<Probe>,
+    variant: Arc<Variant>,
 }
 
-type Key = [u8; 32];
-type Outcome = Result<Arc<Probe>, Arc<OriginError>>;
-
-/// One question under way: who holds the lock asks, who gets it later finds the outcome. If the asking client leaves, the
-/// next one asks.
-#[derive(Default)]
-struct Flight {
-    outcome: tokio::sync::Mutex<Option<Outcome>>,
-}
+type Outcome = Result<Consent, Arc<OriginError>>;
 
 impl Authorizer {
     /// An authorizer that remembers nothing yet.
@@ -199,6 +184,7 @@ impl Authorizer {
         Self {
             options: Replaceable::new(options),
             shards: std::array::from_fn(|_| Mutex::default()),
+            flights: FlightTable::default(),
             grants: Grants::default(),
         }
     }
@@ -236,13 +222,16 @@ impl Authorizer {
         if held && self.options.public.iter().any(|rule| rule.covers(&request.url)) {
             return Ok(Allowed { probe: None, ground: Ground::Public });
         }
-        let key = key_of(request);
-        if let Some(probe) = self.remembered(&key) {
-            return Ok(Allowed { probe: Some(probe), ground: Ground::Remembered });
-        }
-        let error = match self.ask_once(key, origin, request).await {
-            Ok(probe) => return Ok(Allowed { probe: Some(probe), ground: Ground::Asked }),
-            Err(error) => error,
+        let error = match self.settle(origin, request, Question::of(request)).await {
+            Ok(allowed) => return Ok(allowed),
+            Err(Unsettled { again: true, .. }) => {
+                let all = self.settle(origin, request, Question::with_all(request)).await;
+                match all {
+                    Ok(allowed) => return Ok(allowed),
+                    Err(Unsettled { error, .. }) => error,
+                }
+            }
+            Err(Unsettled { error, again: false }) => error,
         };
         let down = error.class().is_transient();
         match down {
@@ -255,22 +244,57 @@ impl Authorizer {
         }
     }
 
-    /// One question for all who ask the same at the same time.
-    async fn ask_once(&self, key: Key, origin: &Origin, request: &OriginRequest) -> Outcome {
-        let flight = Boarded { authorizer: self, key, flight: self.board(key) };
-        let asked = async {
-            let mut outcome = flight.flight.outcome.lock().await;
-            if let Some(known) = outcome.as_ref() {
-                return known.clone();
+    /// What is remembered of this question, or what the origin says to it now.
+    async fn settle(&self, origin: &Origin, request: &OriginRequest, question: Question) -> Result<Allowed, Unsettled> {
+        if let Some(probe) = self.remembered(&question.key, request) {
+            return Ok(Allowed { probe: Some(probe), ground: Ground::Remembered });
+        }
+        let (outcome, own) = self.ask_once(origin, &question).await;
+        let consent = match outcome {
+            Ok(consent) => consent,
+            Err(error) => {
+                let refused = error.answer().is_some_and(|answer| answer.status.is_client_error());
+                return Err(Unsettled { error, again: refused && question.is_partial() });
             }
-            let answer = self.ask(origin, request).await.map(Arc::new).map_err(Arc::new);
-            if let Ok(probe) = &answer {
-                self.remember(key, request, probe);
-            }
-            outcome.insert(answer).clone()
         };
-        let late = || OriginError::Timeout { at: request.label(), waiting: "for consent" };
+        let fits = if own { !question.lacks(&consent.variant) } else { consent.variant.allows(&request.headers) };
+        match (fits, question.is_partial()) {
+            (true, _) => Ok(Allowed { probe: Some(consent.probe), ground: Ground::Asked }),
+            (false, true) => {
+                let error = Arc::new(OriginError::Busy { at: question.request.label() });
+                Err(Unsettled { error, again: true })
+            }
+            // Another request's answer depends on a header in which this one differs.
+            (false, false) => {
+                let asked = self.in_time(&question, self.ask_and_remember(origin, &question)).await;
+                let allowed = asked.map(|consent| Allowed { probe: Some(consent.probe), ground: Ground::Asked });
+                allowed.map_err(|error| Unsettled { error, again: false })
+            }
+        }
+    }
+
+    /// One question for all who ask the same at the same time; whether it was this one that asked.
+    async fn ask_once(&self, origin: &Origin, question: &Question) -> (Outcome, bool) {
+        let mut own = false;
+        let ask = async {
+            own = true;
+            self.ask_and_remember(origin, question).await
+        };
+        let outcome = self.in_time(question, self.flights.once(question.key, ask)).await;
+        (outcome, own)
+    }
+
+    async fn in_time(&self, question: &Question, asked: impl Future<Output = Outcome>) -> Outcome {
+        let late = || OriginError::Timeout { at: question.request.label(), waiting: "for consent" };
         timeout(self.options.deadline, asked).await.unwrap_or_else(|_| Err(Arc::new(late())))
+    }
+
+    async fn ask_and_remember(&self, origin: &Origin, question: &Question) -> Outcome {
+        let probe = self.ask(origin, &question.request).await.map(Arc::new).map_err(Arc::new)?;
+        let variant = Arc::new(Variant::of(&pairs(&probe.headers), &question.request.headers));
+        let consent = Consent { probe, variant };
+        self.remember(question, &consent);
+        Ok(consent)
     }
 
     /// Asks with retries; a Retry-After that the client's patience would not outlast goes to the client.
@@ -298,34 +322,27 @@ impl Authorizer {
         }
     }
 
-    fn board(&self, key: Key) -> Arc<Flight> {
-        Arc::clone(self.shard(&key).flights.entry(key).or_default())
-    }
-
-    fn remembered(&self, key: &Key) -> Option<Arc<Probe>> {
+    fn remembered(&self, key: &QuestionKey, request: &OriginRequest) -> Option<Arc<Probe>> {
         let shard = self.shard(key);
-        shard
-            .verdicts
-            .get(key)
-            .filter(|verdict| verdict.until > Instant::now())
-            .map(|verdict| Arc::clone(&verdict.probe))
+        let known = shard.verdicts.get(key).filter(|verdict| verdict.until > Instant::now())?;
+        known.answer.variant.allows(&request.headers).then(|| Arc::clone(&known.answer.probe))
     }
 
-    fn remember(&self, key: Key, request: &OriginRequest, probe: &Arc<Probe>) {
-        let life = self.life(&request.url);
+    fn remember(&self, question: &Question, consent: &Consent) {
+        let life = self.life(&question.request.url);
         if life.is_zero() {
             return;
         }
-        let mut shard = self.shard(&key);
+        let mut shard = self.shard(&question.key);
         shard.make_room((self.options.max_verdicts / SHARDS).max(1));
-        shard.verdicts.insert(key, Verdict { until: Instant::now() + life, probe: Arc::clone(probe) });
+        shard.verdicts.insert(question.key, Verdict { until: Instant::now() + life, answer: consent.clone() });
     }
 
     fn life(&self, url: &Url) -> Duration {
         life_of(url, self.options.remember)
     }
 
-    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
+    fn shard(&self, key: &QuestionKey) -> MutexGuard<'_, Shard> {
         self.shards[usize::from(key[0]) % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -345,45 +362,6 @@ impl Shard {
     }
 }
 
-/// A place in a flight: the last one to leave removes it, however it left.
-struct Boarded<'a> {
-    authorizer: &'a Authorizer,
-    key: Key,
-    flight: Arc<Flight>,
-}
-
-impl Drop for Boarded<'_> {
-    fn drop(&mut self) {
-        let mut shard = self.authorizer.shard(&self.key);
-        let landed = self.flight.outcome.try_lock().is_ok_and(|outcome| outcome.is_some());
-        let alone = Arc::strong_count(&self.flight) <= 2;
-        let ours = shard.flights.get(&self.key).is_some_and(|other| Arc::ptr_eq(other, &self.flight));
-        if ours && (landed || alone) {
-            shard.flights.remove(&self.key);
-        }
-    }
-}
-
-/// The question: URL with its query, window, and every header that may decide.
-pub(crate) fn key_of(request: &OriginRequest) -> [u8; 32] {
-    let mut deciding: Vec<(String, &[u8])> =
-        request.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.as_slice())).collect();
-    deciding.retain(|(name, _)| !NEUTRAL.contains(&name.as_str()));
-    deciding.sort();
-    let mut hasher = blake3::Hasher::new();
-    let mut field = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    field(request.url.as_str().as_bytes());
-    field(format!("{:?}", request.window).as_bytes());
-    for (name, value) in deciding {
-        field(name.as_bytes());
-        field(value);
-    }
-    hasher.finalize().into()
-}
-
 /// How long what was said about a URL may be remembered: until it expires, and no longer than `most`.
 pub(crate) fn life_of(url: &Url, most: Duration) -> Duration {
     expiry::of(url).map_or(Duration::MAX, left_until).min(most)
@@ -397,23 +375,6 @@ fn left_until(unix_seconds: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn request(url: &str, headers: &[(&str, &str)]) -> OriginRequest {
-        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
-        OriginRequest::new(Url::parse(url).unwrap(), headers)
-    }
-
-    #[test]
-    fn a_consent_belongs_to_one_url_with_its_signature_and_to_one_clients_credentials() {
-        let key = |url, headers: &[_]| key_of(&request(url, headers));
-        let base =
-            key("https://h/a?Signature=x", &[("Authorization", "1"), ("User-Agent", "a"), ("Range", "bytes=0-1")]);
-        assert_eq!(base, key("https://h/a?Signature=x", &[("user-agent", "b"), ("authorization", "1")]));
-        assert_ne!(base, key("https://h/a?Signature=y", &[("Authorization", "1")]));
-        assert_ne!(base, key("https://h/a?Signature=x", &[("Authorization", "2")]));
-        assert_ne!(base, key("https://h/a?Signature=x", &[("Authorization", "1"), ("X-Tenant", "2")]));
-        assert_ne!(base, key("https://h/a?Signature=x", &[]));
-    }
 
     #[test]
     fn a_public_rule_covers_whole_labels_of_the_host_and_the_paths_start() {

@@ -239,6 +239,71 @@ async fn answer_one(listener: &TcpListener, answer: &str) -> String {
     String::from_utf8(head).unwrap()
 }
 
+const REFUSED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// A one-byte part, with further header lines.
+fn part(lines: &str) -> String {
+    format!(
+        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/9\r\nContent-Length: 1\r\nConnection: close\r\n{lines}\r\nx"
+    )
+}
+
+fn with_header(name: &str, value: &str) -> OriginRequest {
+    OriginRequest::new(Url::parse("http://a.example/x").unwrap(), vec![(name.to_owned(), value.as_bytes().to_vec())])
+}
+
+#[tokio::test]
+async fn a_header_that_no_list_knows_is_sent_and_keyed_once_the_origin_refuses_without_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let overrides = vec![("a.example".to_owned(), listener.local_addr().unwrap())];
+    let lab = Lab::with(|options| options.overrides = overrides);
+    let authorizer = Authorizer::new(AuthorizeOptions::default());
+    let (sweet, sour) = (with_header("x-flavour", "sweet"), with_header("x-flavour", "sour"));
+    let allowed = part("");
+    let server = async { (answer_one(&listener, REFUSED).await, answer_one(&listener, &allowed).await) };
+    let (asked, (first, second)) = tokio::join!(authorizer.authorize(&lab.origin, &sweet, true), server);
+    assert_eq!(asked.unwrap().ground, Ground::Asked);
+    assert!(!first.contains("x-flavour") && second.contains("x-flavour: sweet\r\n"), "{first}{second}");
+    let server = async { (answer_one(&listener, REFUSED).await, answer_one(&listener, REFUSED).await) };
+    let (refused, (_, second)) = tokio::join!(authorizer.authorize(&lab.origin, &sour, true), server);
+    assert!(matches!(refused, Err(Refusal::Denied(_))) && second.contains("x-flavour: sour\r\n"), "{second}");
+    let server = async { answer_one(&listener, REFUSED).await };
+    let again = async { authorizer.authorize(&lab.origin, &sweet, true).await };
+    let (remembered, _) = tokio::join!(again, server);
+    assert_eq!(remembered.unwrap().ground, Ground::Remembered, "under a key that holds the header");
+    let server = async { answer_one(&listener, REFUSED).await };
+    let plain = get("http://a.example/x");
+    let (none, _) = tokio::join!(authorizer.authorize(&lab.origin, &plain, true), server);
+    assert!(matches!(none, Err(Refusal::Denied(_))), "no header, no consent");
+}
+
+#[tokio::test]
+async fn a_consent_is_for_those_who_agree_in_what_the_origins_vary_names() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let overrides = vec![("a.example".to_owned(), listener.local_addr().unwrap())];
+    let lab = Lab::with(|options| options.overrides = overrides);
+    let authorizer = Authorizer::new(AuthorizeOptions::default());
+    let varied = part("Vary: Accept-Language\r\n");
+    let ask = |language: &str| {
+        let request = with_header("accept-language", language);
+        let (authorizer, origin, listener, varied) = (&authorizer, &lab.origin, &listener, &varied);
+        async move {
+            let asking = authorizer.authorize(origin, &request, true);
+            tokio::pin!(asking);
+            tokio::select! {
+                biased;
+                known = &mut asking => known.unwrap().ground,
+                head = answer_one(listener, varied) => {
+                    assert!(head.contains(&format!("accept-language: {}\r\n", String::from_utf8_lossy(&request.headers[0].1))));
+                    asking.await.unwrap().ground
+                }
+            }
+        }
+    };
+    assert_eq!((ask("de").await, ask("de").await), (Ground::Asked, Ground::Remembered));
+    assert_eq!((ask("en").await, ask("en").await), (Ground::Asked, Ground::Remembered));
+}
+
 #[tokio::test]
 async fn a_coded_body_is_no_object() {
     let lab = Lab::new();

@@ -23,7 +23,7 @@ use super::{
     wishes::{self, Wishes},
 };
 use crate::{
-    fetch::{self, Found, Terms},
+    fetch::{self, Answered, Found, Terms},
     limits,
     metrics::{Outcome, Way},
     reply,
@@ -236,6 +236,14 @@ impl Exchange {
             );
         }
         fetch::find(&self.shard, request, &self.head, &self.terms(treatment)).await
+    }
+
+    /// As [`Self::find`], for a file about which the origin has answered this client already.
+    pub async fn find_answered(&self, request: &OriginRequest, treatment: &Treatment, answered: Answered) -> Found {
+        if !self.wishes.store.unwrap_or(treatment.store) {
+            return Found::Straight("a rule or the client wants it passed through".to_owned());
+        }
+        fetch::find_answered(&self.shard, request, &self.head, &self.terms(treatment), answered).await
     }
 
     /// The rules of what is served, kept and reached.
