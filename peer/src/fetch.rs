@@ -714,6 +714,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether the node's own store takes no more bytes, while the origin may still have them.
+    pub fn is_store(&self) -> bool {
+        matches!(self, Self::Download(error) if matches!(**error, DownloadError::Store(_)))
+    }
+
     /// Whether the origin has another object there now.
     pub fn is_change(&self) -> bool {
         matches!(self, Self::Download(error) if matches!(**error, DownloadError::Changed(_)))

@@ -276,7 +276,15 @@ impl<'a> Body<'a> {
             if offset == self.limit && self.unverifiable().await {
                 return self.send_end(transport, offset..span.end).await;
             }
-            let end = self.more(offset).await?.min(span.end);
+            let end = match self.more(offset).await {
+                Ok(end) => end.min(span.end),
+                // A disk that became full is no reason to break off a reply that the origin could finish.
+                Err(BodyError::Download(failure)) if failure.is_store() && self.source.window.is_none() => {
+                    tracing::info!(at = self.request.label(), %failure, "the rest comes straight from the origin");
+                    return self.send_end(transport, offset..span.end).await;
+                }
+                Err(error) => return Err(error.into()),
+            };
             transport.send_file(self.source.held.file(), offset..end).await?;
             self.exchange.sent(end - offset);
             self.span.add(0, end - offset);
@@ -293,8 +301,8 @@ impl<'a> Body<'a> {
         self.source.held.verdict() == Verdict::Pending && self.whole_wanted().await.is_err()
     }
 
-    /// The end of the file straight from the origin, some kilobytes: as unverified as without the node, but all before it
-    /// is read from the origin once.
+    /// The rest straight from the origin, as unverified as without the node: some kilobytes at the end of a file of which only
+    /// parts are wanted, or what the store has no room for.
     async fn send_end(&self, transport: &mut Transport, span: Range<u64>) -> Result<(), ExchangeError> {
         let node = &self.exchange.shard.node;
         let mut body = node.origin.get_range(self.request, span, &self.source.expected()).await?;

@@ -208,6 +208,44 @@ fn a_store_at_its_quota_makes_room_and_stays_within_it() {
     assert!(stage.get(&larger).body == larger.bytes(0, larger.len), "passed through");
 }
 
+/// Three verified files went for one byte of an answer that claimed 60 MiB.
+#[test]
+fn a_request_evicts_for_bytes_that_arrive_and_not_for_a_length_that_is_claimed() {
+    let stage = Stage::open(&["store.quota=64MiB"]);
+    let files: Vec<_> = (0..3).map(|seed| stage.file(&format!("kept-{seed}"), 18 * MIB, seed)).collect();
+    for file in &files {
+        assert!(stage.get(file).body == file.bytes(0, file.len));
+    }
+    let claim = stage.file("claimed", 60 * MIB, 9);
+    stage.hub.faults().add(Fault::new(FaultKind::Cut { after: 1 }).object(&*claim.label).min_bytes(2));
+    let byte = stage.node.get(&stage.url(&claim), &["Range: bytes=0-0"]);
+    assert!(byte.status == 206 && byte.body == claim.bytes(0, 1), "{}", byte.status);
+    assert_eq!(stage.node.metric("pondhawk_store_evictions_total"), 0);
+    for file in &files {
+        assert_eq!(stage.get(file).header("x-pondhawk-cache"), Some("hit"), "{}", file.label);
+    }
+    stage.hub.faults().clear();
+    assert!(stage.get(&claim).body == claim.bytes(0, claim.len));
+    assert!(stage.node.metric("pondhawk_store_used_bytes") <= 64 * MIB);
+    assert_eq!(stage.get(&claim).header("x-pondhawk-cache"), Some("hit"));
+}
+
+#[test]
+fn two_downloads_that_do_not_fit_together_both_come_to_their_end() {
+    let stage = Stage::open(&["store.quota=64MiB"]);
+    stage.hub.limits().set(Rates { connection: None, total: Some(32 * MIB) });
+    let files = [0, 1].map(|seed| stage.file(&format!("beside-{seed}"), 48 * MIB, seed));
+    let answers: Vec<_> = thread::scope(|scope| {
+        let asking = files.each_ref().map(|file| scope.spawn(|| stage.get(file)));
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    for (file, answer) in files.iter().zip(answers) {
+        assert_eq!((answer.status, answer.complete), (200, true), "{}: {}", file.label, answer.body.len());
+        assert!(answer.body == file.bytes(0, file.len), "{}", file.label);
+    }
+    assert!(stage.node.metric("pondhawk_store_used_bytes") <= 64 * MIB);
+}
+
 #[test]
 fn downloads_go_on_when_the_disk_is_full() {
     if !root_or_skip("downloads_go_on_when_the_disk_is_full") {

@@ -15,7 +15,6 @@ pub struct Stats {
     /// TLS handshakes that failed.
     pub tls_failures: u64,
     /// Requests to the Hub itself, of any kind; not those to its CDN.
-    #[serde(default)]
     pub hub_requests: u64,
     /// Bytes of bodies of all objects.
     pub body_bytes: u64,

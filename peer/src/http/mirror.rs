@@ -212,7 +212,7 @@ impl Answer {
     }
 }
 
-/// Which file of the Hub a URL means, whoever asks.
+/// Which file of the Hub a URL means, for every caller.
 fn url_key(url: &Url) -> [u8; 32] {
     blake3::hash(url.as_str().as_bytes()).into()
 }

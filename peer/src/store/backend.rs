@@ -11,8 +11,10 @@ pub(super) mod faulty;
 
 /// Data I/O of the store. Opening, renaming and unlinking go through std: they touch no data.
 pub(super) trait Backend {
-    /// Reserves `len` bytes from the start of the file, which has that length afterwards.
-    async fn allocate(&self, file: &Arc<File>, len: u64) -> io::Result<()>;
+    /// Gives a new file its length, without blocks.
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()>;
+    /// Reserves the blocks of these bytes.
+    async fn allocate(&self, file: &Arc<File>, bytes: Range<u64>) -> io::Result<()>;
     /// Writes all of `buf[span]` at `offset`.
     async fn write(&self, file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<()>, Buf);
     /// Writes a slot or a header.
@@ -25,10 +27,14 @@ pub(super) trait Backend {
 struct Ring;
 
 impl Backend for Ring {
-    async fn allocate(&self, file: &Arc<File>, len: u64) -> io::Result<()> {
-        match file::allocate(file, len).await {
-            // A file system without fallocate(2): the file has its length, and a full disk shows at the write.
-            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => file.set_len(len),
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    async fn allocate(&self, file: &Arc<File>, bytes: Range<u64>) -> io::Result<()> {
+        match file::allocate(file, bytes).await {
+            // A file system without fallocate(2): a full disk shows at the write.
+            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(()),
             result => result,
         }
     }
@@ -72,8 +78,12 @@ macro_rules! on_backend {
 }
 
 impl Backend for Disk {
-    async fn allocate(&self, file: &Arc<File>, len: u64) -> io::Result<()> {
-        on_backend!(self, backend => backend.allocate(file, len).await)
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        on_backend!(self, backend => backend.set_len(file, len))
+    }
+
+    async fn allocate(&self, file: &Arc<File>, bytes: Range<u64>) -> io::Result<()> {
+        on_backend!(self, backend => backend.allocate(file, bytes).await)
     }
 
     async fn write(&self, file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<()>, Buf) {

@@ -1,5 +1,5 @@
-//! Which tasks go when room is needed [pure]: of the lowest priority the least recently used first, whole tasks, never one in
-//! use or pinned.
+//! Which tasks go when room is needed [pure]: first those that hold nothing, then of the lowest priority the least recently
+//! used, whole tasks, never one in use or pinned.
 
 use super::Priority;
 
@@ -10,6 +10,8 @@ pub struct Candidate<K> {
     pub key: K,
     /// What its removal gives back, in bytes.
     pub bytes: u64,
+    /// Whether no byte of it has been received: it goes before all that was paid for with bytes.
+    pub empty: bool,
     /// Higher ones go later.
     pub priority: Priority,
     /// When it was last used; only the order matters.
@@ -32,7 +34,7 @@ impl<K> Candidate<K> {
 /// `None` if all that may go would not suffice: then nothing should be removed.
 pub fn victims<K: Copy>(candidates: &[Candidate<K>], need: u64) -> Option<Vec<K>> {
     let mut idle: Vec<_> = candidates.iter().filter(|candidate| candidate.may_go()).collect();
-    idle.sort_by_key(|candidate| (candidate.priority, candidate.last_used));
+    idle.sort_by_key(|candidate| (!candidate.empty, candidate.priority, candidate.last_used));
     let mut freed = 0;
     let mut chosen = Vec::new();
     for candidate in idle {
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     fn candidate(key: u32, bytes: u64, last_used: u64, in_use: bool) -> Candidate<u32> {
-        Candidate { key, bytes, priority: Priority::Normal, last_used, in_use, pinned: false }
+        Candidate { key, bytes, empty: false, priority: Priority::Normal, last_used, in_use, pinned: false }
     }
 
     #[test]
@@ -73,6 +75,12 @@ mod tests {
         let high = Candidate { priority: Priority::High, ..candidate(1, 10, 1, false) };
         let low = Candidate { priority: Priority::Low, ..candidate(3, 10, 9, false) };
         assert_eq!(victims(&[high, candidate(2, 10, 5, false), low], 20), Some(vec![3, 2]));
+    }
+
+    #[test]
+    fn what_holds_nothing_goes_before_all_that_does() {
+        let empty = Candidate { empty: true, priority: Priority::High, ..candidate(1, 10, 9, false) };
+        assert_eq!(victims(&[candidate(2, 10, 5, false), empty], 20), Some(vec![1, 2]));
     }
 
     #[test]

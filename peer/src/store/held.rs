@@ -13,7 +13,7 @@ use std::{
 };
 
 use crossbeam::channel::Sender;
-use tokio::sync::{Notify, SetOnce, futures::Notified};
+use tokio::sync::{Notify, SetOnce, futures::Notified, oneshot};
 
 use super::{
     About, StoreError, TaskMeta,
@@ -21,6 +21,7 @@ use super::{
     clock, error,
     index::Op,
     layout,
+    shelf::{Gone, Shelf},
     verify::DigestQueue,
 };
 use crate::{
@@ -30,6 +31,14 @@ use crate::{
 
 /// How long a commit waits for the task's index record to be durable.
 const RECORD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a write waits for the blocks of evicted tasks to be free.
+const FREED_DEADLINE: Duration = Duration::from_secs(10);
+/// Room is reserved ahead of a task's writes by this part of what it has received...
+const AHEAD_PART: u64 = 2;
+/// ...but at most 16 MiB in a step: a download that stops leaves no more than that unused in each place that it wrote to.
+const AHEAD_MOST: u64 = 16 << 20;
+/// 1 MiB: what is shorter the file system allocates with the write.
+const AHEAD_LEAST: u64 = 1 << 20;
 /// How often a waiter offers the task to the digest thread again, in case its queue was full.
 const NUDGE_EVERY: Duration = Duration::from_secs(1);
 
@@ -62,6 +71,9 @@ pub(super) struct State {
     /// The whole was found right.
     pub(super) verified: AtomicBool,
     pub(super) held_bytes: AtomicU64,
+    /// Bytes of data that the quota has room for, in whole blocks; what is held of the task never takes more. Changed only under
+    /// the shelf's lock.
+    pub(super) room: AtomicU64,
     /// Unix milliseconds, strictly increasing over the store's gets.
     pub(super) last_used: AtomicU64,
     /// `last_used` or `held_bytes` are newer than the index has them.
@@ -88,6 +100,7 @@ impl State {
             dirty: AtomicBool::new(true),
             verified: AtomicBool::new(false),
             held_bytes: AtomicU64::new(0),
+            room: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
             use_changed: AtomicBool::new(true),
             removed: AtomicBool::new(false),
@@ -137,6 +150,33 @@ pub(super) struct Links {
     pub(super) digests: Arc<DigestQueue>,
     pub(super) closing: Arc<AtomicBool>,
     pub(super) found: Arc<OnceLock<Found>>,
+    /// Gone once the store is: a task that is still written to needs no room then.
+    pub(super) shelf: Weak<Shelf>,
+}
+
+impl Links {
+    /// Evicts idle tasks worth `need` bytes on a disk that is full, and waits until their blocks are free.
+    pub(super) async fn free_disk(&self, need: u64) -> Result<(), StoreError> {
+        let gone = self.shelf.upgrade().and_then(|shelf| shelf.evict(need.max(1)));
+        if let Some(freed) = self.forget(&gone.ok_or(StoreError::NoSpace { need })?) {
+            // Late or lost: the caller's next try evicts more, or finds that there is no room.
+            let _ = tokio::time::timeout(FREED_DEADLINE, freed).await;
+        }
+        Ok(())
+    }
+
+    /// Has the index forget tasks that left the shelf; says when their blocks are free.
+    pub(super) fn forget(&self, gone: &[Gone]) -> Option<oneshot::Receiver<()>> {
+        let (last, others) = gone.split_last()?;
+        for &Gone { id, generation } in others {
+            // A lost one is a record without files, which the next start drops.
+            drop(self.ops.try_send(Op::Remove { id, generation, freed: None }));
+        }
+        let (freed, is_freed) = oneshot::channel();
+        let op = Op::Remove { id: last.id, generation: last.generation, freed: Some(freed) };
+        drop(self.ops.try_send(op));
+        Some(is_freed)
+    }
 }
 
 /// Hears of a piece that an unclean stop left and that is good after all: its task, the task's bytes, and the piece.
@@ -159,6 +199,10 @@ pub struct Held {
     bitmap: Bitmap,
     /// Bytes of each piece, from its start, that may be served before the piece is complete.
     valid: Box<[AtomicU32]>,
+    /// Bytes of each piece, from its start, that have room in the quota.
+    admitted: Box<[AtomicU32]>,
+    /// The sum of `admitted`; held while it grows.
+    admission: Mutex<u64>,
     data: Arc<File>,
     table: Arc<File>,
     state: Arc<State>,
@@ -239,8 +283,23 @@ impl Held {
         if self.bitmap.get(piece) || there == n {
             return (Ok(()), buf);
         }
-        let (result, buf) = self.links.disk.write(&self.data, buf, there..n, offset + there as u64).await;
-        (result.map_err(|error| self.write_error(error, n as u64)), buf)
+        if let Err(error) = self.admit(piece, at.saturating_add(u32::try_from(n).unwrap_or(u32::MAX))).await {
+            return (Err(error), buf);
+        }
+        let mut buf = buf;
+        loop {
+            let (result, back) = self.links.disk.write(&self.data, buf, there..n, offset + there as u64).await;
+            buf = back;
+            match result {
+                // Bytes that are here pay for the room that they need. Each round costs an idle task, so it ends.
+                Err(error) if error::is_full(&error) => {
+                    if let Err(error) = self.links.free_disk(n as u64).await {
+                        return (Err(error), buf);
+                    }
+                }
+                result => return (result.map_err(|error| self.write_error(error, n as u64)), buf),
+            }
+        }
     }
 
     /// The first `valid` bytes of a piece may be served before the piece is complete: their source needs no more proof than
@@ -413,9 +472,12 @@ impl Held {
         let pieces = meta.layout.pieces();
         let trusted = state.trusted.load(Ordering::Acquire);
         let complete = files.slots.len() == pieces as usize;
+        let none = || (0..pieces).map(|_| AtomicU32::new(0)).collect();
         let held = Arc::new_cyclic(|this| Self {
             bitmap: Bitmap::new(pieces),
-            valid: (0..pieces).map(|_| AtomicU32::new(0)).collect(),
+            valid: none(),
+            admitted: none(),
+            admission: Mutex::default(),
             data: files.data,
             table: files.table,
             verdict: AtomicU8::new(initial_verdict(&meta, &state, complete) as u8),
@@ -429,6 +491,13 @@ impl Held {
             state,
             links,
         });
+        // Checked or not, they take their room.
+        for (piece, _) in &files.slots {
+            held.mark_admitted(held.meta.layout.bytes_of(*piece));
+        }
+        let found = files.slots.iter().map(|(piece, _)| held.meta.layout.bytes_of(*piece));
+        *held.admission.lock().unwrap_or_else(PoisonError::into_inner) =
+            found.map(|bytes| bytes.end - bytes.start).sum();
         if trusted {
             for (piece, _) in files.slots {
                 held.bitmap.set(piece);
@@ -448,6 +517,11 @@ impl Held {
             self.set_verdict(Verdict::Pending);
         }
         self.nudge();
+    }
+
+    /// Bytes of the task that need room in the quota, in whole blocks.
+    pub(super) fn admitted(&self) -> u64 {
+        layout::in_blocks(*self.admission.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn state(&self) -> &Arc<State> {
@@ -546,6 +620,57 @@ impl Held {
     async fn write_slot(&self, piece: u32, slot: [u8; layout::SLOT_LEN]) -> Result<(), StoreError> {
         let written = self.links.disk.write_small(&self.table, slot.to_vec(), layout::slot_offset(piece)).await;
         written.map_err(|error| self.write_error(error, layout::SLOT_LEN as u64))
+    }
+
+    /// Makes room for a piece up to `end`, in the quota and on the disk.
+    ///
+    /// Idle tasks are evicted for bytes that have arrived and for nothing else. What fits beside them is reserved ahead, in
+    /// steps that grow with the task, so that a file has few extents and a fallocate(2) covers many writes.
+    async fn admit(&self, piece: u32, end: u32) -> Result<(), StoreError> {
+        let Some(shelf) = self.links.shelf.upgrade() else { return Ok(()) };
+        let (bytes, gone) = {
+            let mut sum = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+            let have = self.admitted[piece as usize].load(Ordering::Acquire);
+            if have >= end {
+                return Ok(());
+            }
+            let ahead = (*sum / AHEAD_PART).min(AHEAD_MOST);
+            let room = |len: u64| layout::in_blocks(*sum + len).saturating_sub(self.state.room.load(Ordering::Relaxed));
+            let (least, most) = (u64::from(end - have), self.admissible(piece, have, u64::from(end - have) + ahead));
+            let (len, gone) = match shelf.grow(&self.meta.id, &self.state, room(most), false) {
+                Ok(gone) => (most, gone),
+                Err(_) => (least, shelf.grow(&self.meta.id, &self.state, room(least), true)?),
+            };
+            *sum += len;
+            let start = self.meta.layout.bytes_of(piece).start + u64::from(have);
+            self.mark_admitted(start..start + len);
+            ((start..start + len).clone(), gone)
+        };
+        drop(shelf);
+        drop(self.links.forget(&gone));
+        if bytes.end - bytes.start >= AHEAD_LEAST {
+            // Only for the sake of speed: whether there is room on the disk the write tells.
+            drop(self.links.disk.allocate(&self.data, bytes).await);
+        }
+        Ok(())
+    }
+
+    /// How many bytes from byte `have` of a piece on may be admitted in one go, `most` at most: those up to the next piece that
+    /// has begun.
+    fn admissible(&self, piece: u32, have: u32, most: u64) -> u64 {
+        let whole = self.meta.layout;
+        let begun = |next: &u32| self.admitted[*next as usize].load(Ordering::Acquire) > 0;
+        let last = whole.piece_at((whole.bytes_of(piece).start + u64::from(have) + most).min(whole.len() - 1));
+        let stop = (piece + 1..=last).find(begun).map_or(whole.len(), |next| whole.bytes_of(next).start);
+        most.min(stop - whole.bytes_of(piece).start - u64::from(have))
+    }
+
+    fn mark_admitted(&self, bytes: Range<u64>) {
+        for piece in self.meta.layout.covering(bytes.clone()) {
+            let of_piece = self.meta.layout.bytes_of(piece);
+            let end = u32::try_from(of_piece.end.min(bytes.end) - of_piece.start).expect("a piece is at most 16 MiB");
+            self.admitted[piece as usize].store(end, Ordering::Release);
+        }
     }
 
     /// Where byte `at` of the piece is in the file, if `n` bytes fit there.

@@ -24,9 +24,19 @@ pub fn slot_offset(index: u32) -> u64 {
     HEADER_LEN as u64 + u64::from(index) * SLOT_LEN as u64
 }
 
-/// What a task takes from the quota: data and table in whole 4 KiB blocks.
+/// What a complete task takes from the quota: data and table in whole 4 KiB blocks.
 pub fn cost(layout: Layout) -> u64 {
-    layout.len().next_multiple_of(BLOCK) + table_len(layout).next_multiple_of(BLOCK)
+    table_cost(layout) + in_blocks(layout.len())
+}
+
+/// What a task takes from the quota before a byte of it is there.
+pub fn table_cost(layout: Layout) -> u64 {
+    in_blocks(table_len(layout))
+}
+
+/// So many bytes in whole 4 KiB blocks.
+pub fn in_blocks(len: u64) -> u64 {
+    len.next_multiple_of(BLOCK)
 }
 
 /// The header of the table of task `id`.

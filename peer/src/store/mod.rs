@@ -120,7 +120,7 @@ impl About {
 /// How large a store may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes that all tasks together may take, counted whole from their creation.
+    /// Bytes that all tasks together may take: their piece tables from their creation, their data as it arrives.
     pub quota: u64,
     /// Bytes of the file system to leave to others; idle tasks are evicted in the background for it.
     pub keep_free: u64,
@@ -154,7 +154,7 @@ pub struct TaskInfo {
 pub struct Usage {
     /// Bytes allowed.
     pub quota: u64,
-    /// Bytes reserved for the tasks, piece tables included.
+    /// Bytes that the tasks have room for so far, piece tables included.
     pub reserved: u64,
     /// Bytes of pieces that are here.
     pub held: u64,
@@ -204,7 +204,8 @@ impl Store {
         self.get(&self.shelf.covering(xorb, bytes)?)
     }
 
-    /// Makes the task, or gives the one that is there (whatever its meta says: compare). Evicts idle tasks if it must.
+    /// Makes the task, or gives the one that is there (whatever its meta says: compare). Its length is only a claim so far: idle
+    /// tasks are evicted as its bytes arrive.
     ///
     /// [`StoreError::NoSpace`] means that all that may go would not be enough. Runs on a shard; dropping the future is safe.
     pub async fn create(self: &Arc<Self>, meta: TaskMeta) -> Result<Arc<Held>, StoreError> {
@@ -293,12 +294,13 @@ impl Store {
             index: keeper::start(recovered.index, Arc::clone(&shelf), queue, recovered.lock)
                 .map_err(StoreError::disk("start the index thread"))?,
         };
-        let links = Links { disk, ops, digests, closing: Arc::default(), found: Arc::default() };
+        let (closing, found) = (Arc::default(), Arc::default());
+        let links = Links { disk, ops, digests, closing, found, shelf: Arc::downgrade(&shelf) };
         let creating = std::array::from_fn(|_| tokio::sync::Mutex::new(()));
         Ok(Arc::new(Self { shelf, links, creating, threads: Mutex::new(Some(threads)) }))
     }
 
-    /// Makes and reserves a task's files, evicting as long as the disk is full.
+    /// Makes a task's files, with the blocks of its piece table.
     async fn make_files(&self, meta: &TaskMeta, freed: Option<oneshot::Receiver<()>>) -> Result<Files, StoreError> {
         let paths = self.shelf.paths();
         let failed = || StoreError::disk("make a task's files");
@@ -306,37 +308,32 @@ impl Store {
         let make = |path| File::options().read(true).write(true).create_new(true).open(path).map(Arc::new);
         let table = make(paths.table(&meta.id)).map_err(failed())?;
         let data = make(paths.data(&meta.id)).map_err(failed())?;
-        let mut freed = self.allocate(&table, layout::table_len(meta.layout), freed).await?;
-        if !meta.layout.is_empty() {
-            freed = self.allocate(&data, meta.layout.len(), freed).await?;
-        }
-        drop(freed);
+        let lengths = [(&table, layout::table_len(meta.layout)), (&data, meta.layout.len())];
+        lengths.into_iter().try_for_each(|(file, len)| self.links.disk.set_len(file, len)).map_err(failed())?;
+        self.allocate(&table, layout::table_len(meta.layout), freed).await?;
         let header = layout::encode_header(&meta.id, meta.layout).to_vec();
         self.links.disk.write_small(&table, header, 0).await.map_err(failed())?;
         Ok(Files { data, table, slots: Vec::new() })
     }
 
-    /// Reserves a file's blocks. Each full disk costs at least one idle task, so it ends.
+    /// Reserves the blocks of a piece table. Each full disk costs at least one idle task, so it ends; what such a task gives back is
+    /// far more than a table, so that many requests on a full disk do not cost a task each.
     async fn allocate(
         &self,
-        file: &Arc<File>,
+        table: &Arc<File>,
         len: u64,
         mut freed: Option<oneshot::Receiver<()>>,
-    ) -> Result<Option<oneshot::Receiver<()>>, StoreError> {
+    ) -> Result<(), StoreError> {
         loop {
-            match self.links.disk.allocate(file, len).await {
-                Ok(()) => return Ok(freed),
+            match self.links.disk.allocate(table, 0..len).await {
+                Ok(()) => return Ok(()),
                 Err(error) if error::is_full(&error) => {}
-                Err(error) => return Err(StoreError::disk("reserve a task's blocks")(error)),
+                Err(error) => return Err(StoreError::disk("reserve a piece table's blocks")(error)),
             }
-            if freed.is_none() {
-                let free = shelf::free_bytes(self.shelf.paths().dir()).unwrap_or(0);
-                let gone = self.shelf.evict(len.saturating_sub(free).max(1));
-                freed = self.forget(&gone.ok_or(StoreError::NoSpace { need: len })?);
-            }
-            if let Some(freed) = freed.take() {
+            match freed.take() {
                 // Late or lost: the next round evicts more, or says that there is no room.
-                let _ = tokio::time::timeout(INDEX_DEADLINE, freed).await;
+                Some(freed) => drop(tokio::time::timeout(INDEX_DEADLINE, freed).await),
+                None => self.links.free_disk(len).await?,
             }
         }
     }
@@ -358,17 +355,9 @@ impl Store {
         Ok(held)
     }
 
-    /// Has the index forget tasks that left the shelf; tells when their blocks are free.
+    /// See [`Links::forget`].
     fn forget(&self, gone: &[Gone]) -> Option<oneshot::Receiver<()>> {
-        let (last, others) = gone.split_last()?;
-        for &Gone { id, generation } in others {
-            // A lost one is a record without files, which the next start drops.
-            drop(self.links.ops.try_send(Op::Remove { id, generation, freed: None }));
-        }
-        let (freed, is_freed) = oneshot::channel();
-        let op = Op::Remove { id: last.id, generation: last.generation, freed: Some(freed) };
-        drop(self.links.ops.try_send(op));
-        Some(is_freed)
+        self.links.forget(gone)
     }
 
     /// Syncs the files of every task that can be trusted at the next start, and names these tasks.

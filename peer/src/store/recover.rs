@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Seek, Write},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{Arc, Weak},
 };
@@ -15,6 +16,7 @@ use super::{
     StoreError,
     held::State,
     index::{Index, Loaded, Op},
+    layout,
     paths::Paths,
     shelf::Entry,
 };
@@ -40,7 +42,7 @@ pub(super) fn recover(paths: &Paths) -> Result<Recovered, StoreError> {
     check_version(paths)?;
     let (mut index, loaded) = Index::open(paths.index(), paths.broken_index())?;
     let (kept, lost): (Vec<_>, Vec<_>) = loaded.into_iter().partition(|loaded| has_files(paths, loaded));
-    let entries: Vec<_> = kept.into_iter().map(entry).collect();
+    let entries: Vec<_> = kept.into_iter().map(|loaded| entry(paths, loaded)).collect();
     let orphans = drop_orphans(paths, &entries).map_err(StoreError::disk("clean the store up"))?;
     let ops: Vec<_> = lost.iter().map(forget).collect();
     if !ops.is_empty() {
@@ -97,9 +99,13 @@ fn has_files(paths: &Paths, loaded: &Loaded) -> bool {
     len.is_ok_and(|len| len == meta.layout.len()) && paths.table(&meta.id).is_file()
 }
 
-fn entry(loaded: Loaded) -> Entry {
+/// A task takes the room of its blocks, or of the pieces that the index knows where a file system compresses.
+fn entry(paths: &Paths, loaded: Loaded) -> Entry {
     let Loaded { record, last_used, held_bytes, trusted, pinned } = loaded;
+    let blocks = fs::metadata(paths.data(&record.meta.id)).map_or(0, |found| found.blocks() * 512);
+    let room = blocks.min(layout::in_blocks(record.meta.layout.len())).max(layout::in_blocks(held_bytes));
     let state = State::loaded(record.generation, trusted, record.verified, last_used, held_bytes);
+    state.room.store(room, std::sync::atomic::Ordering::Relaxed);
     state.pinned.store(pinned, std::sync::atomic::Ordering::Relaxed);
     Entry { meta: record.meta, state: Arc::new(state), held: Weak::new() }
 }

@@ -25,6 +25,9 @@ const KEEP_OPEN: usize = 128;
 const HIGH_WATER_PERCENT: u64 = 95;
 /// ...and ends below this one.
 const LOW_WATER_PERCENT: u64 = 90;
+/// 4 MiB: what the piece tables of new tasks may take beyond the quota. Nothing has been received for them yet, so nothing
+/// that was received is evicted for them; background eviction, or the first bytes, bring the store below the quota again.
+pub(super) const NEW_TABLES: u64 = 4 << 20;
 
 /// All tasks of a store, behind one lock that is never held over data I/O.
 pub(super) struct Shelf {
@@ -70,7 +73,7 @@ pub(super) struct Reservation {
 impl Shelf {
     /// A shelf with what recovery found. `generations` start above all that were ever used.
     pub(super) fn new(paths: Paths, options: Options, entries: Vec<Entry>, generations: u64) -> Self {
-        let reserved = entries.iter().map(|entry| layout::cost(entry.meta.layout)).sum();
+        let reserved = entries.iter().map(Entry::cost).sum();
         let newest = entries.iter().map(|entry| entry.state.last_used.load(Ordering::Relaxed)).max().unwrap_or(0);
         let entries = entries.into_iter().map(|entry| (entry.meta.id, entry)).collect();
         Self {
@@ -132,19 +135,53 @@ impl Shelf {
         self.lock().entries.values().find(covers).map(|entry| entry.meta.id)
     }
 
-    /// Makes room for a task in the quota, evicting idle ones.
+    /// Makes room for a task's piece table in the quota. What its length claims is only looked at: a task that could not become
+    /// complete even if every idle one went is refused, and none goes before bytes are there (see [`Self::grow`]). The exception
+    /// are tasks that hold nothing either.
     pub(super) fn reserve(self: &Arc<Self>, meta: &TaskMeta) -> Result<(Reservation, Vec<Gone>), StoreError> {
-        let need = layout::cost(meta.layout);
+        let (whole, need) = (layout::cost(meta.layout), layout::table_cost(meta.layout));
         let mut inner = self.lock();
-        let excess = inner.reserved.saturating_add(need).saturating_sub(self.options().quota);
-        let Some(victims) = evict::victims(&inner.candidates(), excess) else {
+        let quota = self.options().quota;
+        let beyond = |bytes: u64, quota: u64| inner.reserved.saturating_add(bytes).saturating_sub(quota);
+        let candidates = inner.candidates();
+        if evict::victims(&candidates, beyond(whole, quota)).is_none() {
+            return Err(StoreError::NoSpace { need: whole });
+        }
+        let empty: Vec<_> = candidates.into_iter().filter(|candidate| candidate.empty).collect();
+        let idle = empty.iter().filter(|candidate| candidate.may_go()).map(|candidate| candidate.bytes).sum();
+        if beyond(need, quota.saturating_add(NEW_TABLES)) > idle {
             return Err(StoreError::NoSpace { need });
-        };
+        }
+        let victims = evict::victims(&empty, beyond(need, quota).min(idle)).unwrap_or_default();
         let gone = self.drop_victims(&mut inner, &victims);
         inner.reserved += need;
         let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
         let shelf = Arc::clone(self);
         Ok((Reservation { shelf, id: meta.id, bytes: need, generation, kept: false }, gone))
+    }
+
+    /// Makes room in the quota for `need` more bytes of a task, which have arrived; with `evict` in place of idle tasks. A task that
+    /// has left the store needs none: its blocks go with its files.
+    pub(super) fn grow(&self, id: &TaskId, state: &State, need: u64, evict: bool) -> Result<Vec<Gone>, StoreError> {
+        let mut inner = self.lock();
+        let ours = |entry: &Entry| entry.state.generation == state.generation;
+        if !inner.entries.get(id).is_some_and(ours) {
+            return Ok(Vec::new());
+        }
+        let excess = inner.reserved.saturating_add(need).saturating_sub(self.options().quota);
+        let victims = match (excess, evict) {
+            (0, _) => Vec::new(),
+            (_, false) => return Err(StoreError::NoSpace { need }),
+            (_, true) => {
+                let mut candidates = inner.candidates();
+                candidates.retain(|candidate| candidate.key != *id);
+                evict::victims(&candidates, excess).ok_or(StoreError::NoSpace { need })?
+            }
+        };
+        let gone = self.drop_victims(&mut inner, &victims);
+        inner.reserved += need;
+        state.room.fetch_add(need, Ordering::Relaxed);
+        Ok(gone)
     }
 
     /// The task that the reservation was for is there.
@@ -153,6 +190,7 @@ impl Shelf {
         let mut inner = self.lock();
         entry.state.touch(self.tick());
         inner.entries.insert(reservation.id, entry);
+        inner.account(held);
         inner.keep_open(held);
         reservation.kept = true;
         drop(inner);
@@ -280,6 +318,7 @@ impl Shelf {
             return Some(first);
         }
         entry.held = Arc::downgrade(held);
+        inner.account(held);
         inner.keep_open(held);
         held.install();
         Some(Arc::clone(held))
@@ -292,7 +331,7 @@ impl Shelf {
 
     fn drop_entry(&self, inner: &mut Inner, id: &TaskId) -> Option<Gone> {
         let entry = inner.entries.remove(id)?;
-        inner.reserved -= layout::cost(entry.meta.layout);
+        inner.reserved -= entry.cost();
         inner.recent.retain(|held| held.meta.id != *id);
         entry.state.removed.store(true, Ordering::Release);
         self.paths.discard(id, entry.state.generation);
@@ -322,7 +361,8 @@ impl Inner {
     fn candidates(&self) -> Vec<Candidate<TaskId>> {
         let candidate = |(id, entry): (&TaskId, &Entry)| Candidate {
             key: *id,
-            bytes: layout::cost(entry.meta.layout),
+            bytes: entry.cost(),
+            empty: entry.state.room.load(Ordering::Relaxed) == 0,
             priority: entry.meta.keeping.priority,
             last_used: entry.state.last_used.load(Ordering::Relaxed),
             in_use: self.in_use(entry),
@@ -342,6 +382,14 @@ impl Inner {
         holders > ours + digesting
     }
 
+    /// What an open task is seen to hold takes room, whatever the index and the file system said at the start.
+    fn account(&mut self, held: &Held) {
+        let room = &held.state().room;
+        let lacking = held.admitted().saturating_sub(room.load(Ordering::Relaxed));
+        room.fetch_add(lacking, Ordering::Relaxed);
+        self.reserved += lacking;
+    }
+
     fn keep_open(&mut self, held: &Arc<Held>) {
         if let Some(at) = self.recent.iter().position(|recent| Arc::ptr_eq(recent, held)) {
             self.recent.remove(at);
@@ -353,6 +401,11 @@ impl Inner {
 }
 
 impl Entry {
+    /// What the task takes from the quota, and its removal gives back. Changes only under the shelf's lock.
+    fn cost(&self) -> u64 {
+        layout::table_cost(self.meta.layout) + self.state.room.load(Ordering::Relaxed)
+    }
+
     fn info(&self, in_use: bool) -> TaskInfo {
         let verified = self.state.verified.load(Ordering::Relaxed);
         let closed = match (self.meta.proof, verified) {

@@ -26,7 +26,7 @@ const MAX_DISCARDED: u64 = 64 << 10;
 /// How long such a rest may keep silent.
 const DISCARD_WAIT: Duration = Duration::from_secs(2);
 
-/// The body of an answer whose head served as a probe: whoever takes it first needs no request of its own.
+/// The body of an answer whose head served as a probe: a download that takes it needs no request for these bytes.
 #[derive(Clone, Default)]
 pub struct OpenBody(Arc<Mutex<Option<OriginBody>>>);
 

@@ -155,9 +155,10 @@ pub async fn sync_data(file: &Arc<File>) -> io::Result<()> {
     unsafe { op::submit(Arc::clone(file), entry) }.await.0.map(drop)
 }
 
-/// fallocate(2) of `len` bytes from the start: the file has that length afterwards, and its blocks are reserved.
-pub async fn allocate(file: &Arc<File>, len: u64) -> io::Result<()> {
-    let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), len).build();
+/// fallocate(2) of these bytes: their blocks are reserved, and the file is at least as long as they need it to be.
+pub async fn allocate(file: &Arc<File>, bytes: Range<u64>) -> io::Result<()> {
+    let len = bytes.end - bytes.start;
+    let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), len).offset(bytes.start).build();
     // SAFETY: no memory; the descriptor travels with the operation.
     unsafe { op::submit(Arc::clone(file), entry) }.await.0.map(drop)
 }

@@ -18,8 +18,8 @@ const PAGE: usize = 4096;
 struct Script {
     /// Mutating operations until the crash: that one is done in part, later ones not at all.
     crash_after: Option<u32>,
-    /// The next reservation of a data file finds the disk full, this many times.
-    full_allocations: u32,
+    /// The next reservations and writes of data find the disk full, this many times.
+    full: u32,
     /// Raised by every write, if set.
     write_error: Option<i32>,
     /// Raised by every read, if set.
@@ -42,8 +42,16 @@ impl Faulty {
         Self { script: Mutex::new(script) }
     }
 
-    pub(in crate::store) fn fill_disk_for(&self, allocations: u32) {
-        self.script().full_allocations = allocations;
+    pub(in crate::store) fn fill_disk_for(&self, operations: u32) {
+        self.script().full = operations;
+    }
+
+    /// Whether the disk is full for this operation.
+    fn is_full(&self) -> bool {
+        let mut script = self.script();
+        let full = script.full > 0;
+        script.full = script.full.saturating_sub(1);
+        full
     }
 
     pub(in crate::store) fn fail_writes_with(&self, errno: Option<i32>) {
@@ -124,19 +132,24 @@ fn crash() -> io::Error {
 }
 
 impl Backend for Faulty {
-    async fn allocate(&self, file: &Arc<File>, len: u64) -> io::Result<()> {
-        let mut script = self.script();
-        if script.full_allocations > 0 {
-            script.full_allocations -= 1;
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        if script.admit(1) == 0 {
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        if self.script().admit(1) == 0 {
             return Err(crash());
         }
         file.set_len(len)
     }
 
+    async fn allocate(&self, _: &Arc<File>, _: Range<u64>) -> io::Result<()> {
+        if self.is_full() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if self.script().admit(1) == 0 { Err(crash()) } else { Ok(()) }
+    }
+
     async fn write(&self, file: &Arc<File>, buf: Buf, span: Range<usize>, offset: u64) -> (io::Result<()>, Buf) {
+        if self.is_full() {
+            return (Err(io::ErrorKind::StorageFull.into()), buf);
+        }
         (self.mutate(file, &buf[span], offset), buf)
     }
 

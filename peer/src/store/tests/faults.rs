@@ -108,20 +108,29 @@ fn a_full_disk_evicts_idle_tasks_and_then_says_that_there_is_no_room() {
     on_ring(async {
         let site = Site::new();
         let (store, disk) = site.open_faulty(Faulty::default());
+        let pool = pool();
         for number in [1, 2] {
-            store.create(Sample { number, len: MIB }.meta()).await.unwrap();
+            let sample = Sample { number, len: MIB };
+            sample.add(&store.create(sample.meta()).await.unwrap(), &pool, 0).await.unwrap();
         }
+        let third = Sample { number: 3, len: MIB };
+        let kept = store.create(third.meta()).await.unwrap();
         disk.fill_disk_for(1);
-        let kept = store.create(Sample { number: 3, len: MIB }.meta()).await.unwrap();
-        assert_eq!(store.usage().evictions, 1);
+        third.add(&kept, &pool, 0).await.unwrap();
+        assert_eq!((store.usage().evictions, third.right_pieces(&kept).len()), (1, 1));
         assert!(store.get(&TaskId([1; 32])).is_none());
+        let fourth = store.create(SAMPLE.meta()).await.unwrap();
         disk.fill_disk_for(5);
         let before = store.usage().reserved;
-        let error = store.create(SAMPLE.meta()).await.unwrap_err();
+        let error = SAMPLE.add(&fourth, &pool, 0).await.unwrap_err();
         assert!(error.is_no_space() && !error.blames_disk(), "{error}");
         assert!(!kept.is_removed());
-        assert!(store.usage().reserved < before, "the second task went, and what was reserved is given back");
+        assert!(store.usage().reserved < before, "the second task went");
+        disk.fill_disk_for(5);
+        let error = store.create(Sample { number: 5, len: MIB }.meta()).await.unwrap_err();
+        assert!(error.is_no_space(), "{error}");
         disk.fill_disk_for(0);
+        SAMPLE.add_all(&fourth, &pool).await;
         assert_eq!(store.create(SAMPLE.meta()).await.unwrap().meta, SAMPLE.meta());
     });
 }

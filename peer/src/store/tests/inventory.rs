@@ -87,10 +87,10 @@ fn whoever_leaves_the_store_is_told() {
         let hook = Arc::clone(&gone);
         assert!(store.on_removed(Box::new(move |task| hook.lock().unwrap().push(task))));
         assert!(!store.on_removed(Box::new(|_| {})), "the first one counts");
-        store.create(WHOLE.meta()).await.unwrap();
-        store.create(PART.meta()).await.unwrap();
-        // Needs the room of the first.
-        store.create(Sample { number: 4, len: 2 * MIB }.meta()).await.unwrap();
+        // The last one needs the room of the first.
+        for sample in [WHOLE, PART, Sample { number: 4, len: 2 * MIB }] {
+            sample.add_all(&store.create(sample.meta()).await.unwrap(), &pool()).await;
+        }
         assert_eq!(*gone.lock().unwrap(), [WHOLE.id()]);
         assert!(store.remove(&PART.id()));
         assert_eq!(*gone.lock().unwrap(), [WHOLE.id(), PART.id()]);
