@@ -159,6 +159,7 @@ fn of_the_scheduler() -> Vec<(&'static str, Scheduler)> {
         ("throttle", Scheduler::Throttle(proto::Throttle { origin_host: "cdn.example".into(), for_ms: 700 })),
         ("renewed", Scheduler::Renewed(proto::Renewed { chain: vec![vec![1].into()], not_after_unix: 1_800_000_000 })),
         ("ping", Scheduler::Ping(proto::Ping { nonce: 5 })),
+        ("denied", Scheduler::Denied(proto::Denied { names: vec!["node-d".into()], keys: vec![vec![6; 32].into()] })),
         ("lease-end", Scheduler::LeaseEnd(proto::LeaseEnd { id: 4 })),
     ]
 }

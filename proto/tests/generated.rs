@@ -40,6 +40,7 @@ fn every_field_of_text_is_a_known_one() {
         "name",
         "name",
         "name",
+        "names",
         "origin_host",
         "origin_host",
         "origin_host",

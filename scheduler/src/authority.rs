@@ -1,7 +1,10 @@
 //! The cluster's identity: one CA, join tokens, certificates of a week.
 //!
-//! The state directory holds `swarm-ca.pem` (0644), `swarm-ca.key` (0600) and `token.secret` (0600). This CA signs peers
+//! The state directory holds `swarm-ca.pem` (0644), `swarm-ca.key` (0600) and `token.secret` (0600); who owns which name is in
+//! the [registry](crate::registry). This CA signs peers
 //! and the scheduler, nothing that a client trusts: it is constrained to `pondhawk.internal`.
+
+pub mod token;
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -17,8 +20,12 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use time::OffsetDateTime;
+use x509_parser::prelude::FromDer;
 
-/// Life of a peer's certificate; it is renewed at half of it. Revocation is not renewing.
+pub use token::{ParsedToken, TokenError, TokenGrant, TokenTerms};
+
+/// Life of a peer's certificate; it is renewed at half of it. A certificate that must end sooner is denied
+/// in the [registry](crate::registry).
 pub const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Name that the scheduler's certificate has.
 pub const SCHEDULER_NAME: &str = "scheduler.pondhawk.internal";
@@ -31,7 +38,6 @@ pub(crate) const KEY: &str = "swarm-ca.key";
 pub(crate) const SECRET: &str = "token.secret";
 /// For peers whose clock is behind.
 const BACKDATE: time::Duration = time::Duration::hours(1);
-const TOKEN_PREFIX: &str = "ph1";
 
 /// The CA and the secret behind the tokens.
 pub struct Authority {
@@ -61,24 +67,15 @@ pub enum AuthorityError {
     Corrupt { path: PathBuf, why: String },
     #[error("cannot sign: {0}")]
     Sign(#[from] rcgen::Error),
+    #[error(
+        "{} is damaged ({why}): restore it from a backup; removing it forgets which key owns which name, which tokens are used up, and who is denied",
+        path.display()
+    )]
+    Registry { path: PathBuf, why: String },
     #[error("the certificate request is not a valid PKCS #10 request")]
     Request,
     #[error("{0:?} is no peer name: 1 to 63 of a-z, 0-9, '-' and '.', neither first nor last a '.' or '-'")]
     Name(String),
-}
-
-/// Why a token was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages are the documentation")]
-pub enum TokenError {
-    #[error("this is no join token: expected the output of `pondhawk-scheduler token`")]
-    Malformed,
-    #[error("wrong join token: it was not made by this scheduler, or its secret was rotated since")]
-    Wrong,
-    #[error("the join token has expired: make a new one with `pondhawk-scheduler token`")]
-    Expired,
-    #[error("the scheduler cannot check join tokens now: see its log")]
-    Unchecked,
 }
 
 impl Authority {
@@ -123,17 +120,30 @@ impl Authority {
         &self.ca
     }
 
-    /// A join token good for `ttl`: `ph1.<SHA-256 of the CA>.<expiry>.<nonce>.<HMAC>`, in hexadecimal.
+    /// A token good for `ttl` with which any number of nodes can join, each under a name that no other key owns.
     pub fn token(&self, now_unix: u64, ttl: Duration) -> Result<String, AuthorityError> {
+        self.limited_token(now_unix, ttl, &TokenTerms::reusable())
+    }
+
+    /// A join token good for `ttl` under these terms; see [`token`] for its form.
+    pub fn limited_token(&self, now_unix: u64, ttl: Duration, terms: &TokenTerms) -> Result<String, AuthorityError> {
+        if let Some(name) = terms.name.as_deref().filter(|name| !is_peer_name(name)) {
+            return Err(AuthorityError::Name(name.chars().take(80).collect()));
+        }
         let ca = hex(digest::digest(&digest::SHA256, &self.ca).as_ref());
         let expiry = now_unix.saturating_add(ttl.as_secs());
-        let body = format!("{TOKEN_PREFIX}.{ca}.{expiry:x}.{}", hex(&random_bytes()));
+        let body = terms.body(&ca, expiry, &hex(&random_bytes()));
         let tag = hmac::sign(&read_secret(&self.secret)?, body.as_bytes());
         Ok(format!("{body}.{}", hex(tag.as_ref())))
     }
 
-    /// Whether a token lets its bearer in now. Reads the secret, for another process may have rotated it.
+    /// Whether a token is genuine and has not expired. Reads the secret, for another process may have rotated it.
     pub fn check_token(&self, token: &str, now_unix: u64) -> Result<(), TokenError> {
+        self.token_grant(token, now_unix).map(drop)
+    }
+
+    /// What a genuine token that has not expired grants. How often it was used is the registry's business.
+    pub fn token_grant(&self, token: &str, now_unix: u64) -> Result<TokenGrant, TokenError> {
         let parsed = ParsedToken::parse(token)?;
         let (body, tag) = token.trim().rsplit_once('.').ok_or(TokenError::Malformed)?;
         let secret = read_secret(&self.secret).map_err(|error| {
@@ -142,7 +152,7 @@ impl Authority {
         })?;
         let expected = hex(hmac::sign(&secret, body.as_bytes()).as_ref());
         constant_time::verify_slices_are_equal(expected.as_bytes(), tag.as_bytes()).map_err(|_| TokenError::Wrong)?;
-        if parsed.expiry_unix <= now_unix { Err(TokenError::Expired) } else { Ok(()) }
+        if parsed.expiry_unix <= now_unix { Err(TokenError::Expired) } else { Ok(parsed.into_grant()) }
     }
 
     /// A certificate for the peer `name` and the public key in a PKCS #10 request, whose other content is ignored.
@@ -171,28 +181,6 @@ impl Authority {
     }
 }
 
-/// What a bearer can read from a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParsedToken {
-    /// SHA-256 of the CA certificate that the scheduler must show.
-    pub ca: [u8; 32],
-    /// Unix seconds.
-    pub expiry_unix: u64,
-}
-
-impl ParsedToken {
-    /// Reads a token; says nothing about whether it is genuine.
-    pub fn parse(token: &str) -> Result<Self, TokenError> {
-        let parts: Vec<&str> = token.trim().split('.').collect();
-        let [TOKEN_PREFIX, ca, expiry, nonce, tag] = parts[..] else { return Err(TokenError::Malformed) };
-        let expiry_unix = u64::from_str_radix(expiry, 16).map_err(|_| TokenError::Malformed)?;
-        match (unhex(ca), unhex(nonce), unhex(tag)) {
-            (Some(ca), Some(_), Some(_)) => Ok(Self { ca, expiry_unix }),
-            _ => Err(TokenError::Malformed),
-        }
-    }
-}
-
 /// Whether a name may be a peer's.
 pub fn is_peer_name(name: &str) -> bool {
     let inner = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
@@ -212,9 +200,26 @@ pub fn peer_name(certificate: &CertificateDer<'_>) -> Option<String> {
     is_peer_name(name).then(|| name.to_owned())
 }
 
+/// SHA-256 of the public key in a certificate (its SubjectPublicKeyInfo, DER). It stays the same when the certificate is
+/// renewed.
+pub fn certificate_key(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(sha256(parsed.public_key().raw))
+}
+
+/// The same of the key in a PKCS #10 request, whose signature is checked where it is signed.
+pub fn request_key(csr: &[u8]) -> Option<[u8; 32]> {
+    let (_, request) = x509_parser::certification_request::X509CertificationRequest::from_der(csr).ok()?;
+    Some(sha256(request.certification_request_info.subject_pki.raw))
+}
+
 /// SHA-256 of a certificate.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
-    digest::digest(&digest::SHA256, certificate).as_ref().try_into().expect("SHA-256 gives 32 bytes")
+    sha256(certificate)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("SHA-256 gives 32 bytes")
 }
 
 fn ca_params(key: &KeyPair) -> CertificateParams {

@@ -81,6 +81,7 @@ impl Flags {
             hosts: hosts.clone(),
             webhook: self.webhook.webhook.is_some(),
             token_secret: self.kube_token_secret.clone(),
+            turn: Arc::default(),
         };
         state.open().await?;
         Ok(Some(state))
@@ -101,6 +102,7 @@ impl Flags {
             objects.push((Kind::Root(scheduler.trust().info().pem.clone()), name.clone()));
         }
         if let Some(state) = state {
+            scheduler.registry().share(state.clone());
             tokio::spawn(state.follow());
         }
         if objects.is_empty() && self.webhook.webhook.is_none() {

@@ -1,7 +1,7 @@
 //! The scheduler: tells peers about each other and hands out leases on origins.
 //!
-//! [`cluster`] decides (pure), [`authority`] holds the CA of the cluster and its join tokens, [`service`] speaks with
-//! peers, [`page`] shows people the cluster, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a
+//! [`cluster`] decides (pure), [`authority`] holds the CA of the cluster and its join tokens, [`registry`] which key owns which
+//! name and who is denied, [`service`] speaks with peers, [`page`] shows people the cluster, [`trust`] is the root that clients trust on every node, [`kube`] keeps what a
 //! Kubernetes cluster has to know of them, [`webhook`] brings that root to pods, [`http_port`] is what page and
 //! webhook answer by, [`trace`] says where the time of requests went.
 
@@ -13,6 +13,7 @@ pub mod hosts;
 pub mod http_port;
 pub mod kube;
 pub mod page;
+pub mod registry;
 pub mod service;
 pub mod trace;
 pub mod trust;

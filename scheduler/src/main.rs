@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pondhawk_scheduler::authority::Authority;
+use pondhawk_scheduler::authority::{Authority, TokenTerms};
 use pondhawk_scheduler::hosts::{HUB_HOSTS, Suffixes};
 use pondhawk_scheduler::kube::{self, StateFlags};
 use pondhawk_scheduler::page::{self, Page};
+use pondhawk_scheduler::registry::command::{Allow, Deny, Forget, RegistryCommand};
 use pondhawk_scheduler::service::{Options, Scheduler};
 use pondhawk_scheduler::trace::{self, Exporter, Tracer};
 use pondhawk_scheduler::trust::RootInfo;
@@ -38,13 +39,46 @@ enum Command {
     Ca(Ca),
     /// Print a join token, for a node's `pondhawk up --scheduler HOST:PORT --token FILE`.
     ///
-    /// Whoever has it can join under any name until it expires; a node needs it only once. Works while the scheduler runs.
+    /// By default it is good for one node: a copy of it is worth nothing once that node has joined. Under which name it joins is the
+    /// node's choice, unless --name says it, but never one that another node's key owns. Several schedulers that do not share
+    /// their state (see --kube-state-secret) count the uses of a token each for itself. Works while the scheduler runs.
     Token(Token),
+    /// Release a node's name: the next node that joins under it with a token owns it.
+    ///
+    /// For a machine whose data directory, and with it its key, was lost. The key that had the name loses its session at once and
+    /// gets no other under it; `deny` keeps it out of the cluster altogether.
+    Forget(Managed<Forget>),
+    /// Keep a node out: its sessions and its connections with other nodes end within a minute, and it gets no others.
+    ///
+    /// By name, the key that owns the name is denied with it. It lasts until `allow`. Of several schedulers that do not share
+    /// their state, each has to be told; a node obeys all of its schedulers.
+    Deny(Managed<Deny>),
+    /// Lift a denial.
+    Allow(Managed<Allow>),
+    /// List who is denied: name, SHA-256 of the key, since when, why.
+    Denied(Managed<Plain>),
+    /// List the names that belong to a key: name, SHA-256 of the key, until when.
+    Peers(Managed<Plain>),
     /// Print the token with which people look at the page, at http://ADDRESS:65101.
     ///
     /// Whoever has it sees every node's name, address and labels, and what the cluster moves, and can have nodes hold tasks that others hold.
     PageToken(PageToken),
 }
+
+/// A command about the registry of names, and where that is.
+#[derive(Args)]
+struct Managed<T: Args> {
+    #[command(flatten)]
+    command: T,
+    #[command(flatten)]
+    state: State,
+    #[command(flatten)]
+    shared: StateFlags,
+}
+
+/// A command that needs nothing else.
+#[derive(Args)]
+struct Plain {}
 
 #[derive(Args)]
 struct State {
@@ -143,6 +177,15 @@ struct Token {
     /// How long it is good for: a number with s, m, h or d.
     #[arg(long, default_value = "24h", value_parser = duration)]
     ttl: Duration,
+    /// Only a node of this name can join with it.
+    #[arg(long, value_name = "NODE")]
+    name: Option<String>,
+    /// How many nodes can join with it.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    uses: u32,
+    /// Any number of nodes can join with it until it expires: for machines that are set up alike, where it is kept as a secret.
+    #[arg(long, conflicts_with = "uses")]
+    reusable: bool,
     /// Make all tokens of before worthless first. Nodes that have joined stay.
     #[arg(long)]
     rotate: bool,
@@ -162,6 +205,11 @@ fn main() -> ExitCode {
         Command::Token(token) => print_token(&token),
         Command::Ca(ca) => print_ca(&ca),
         Command::PageToken(token) => print_page_token(&token),
+        Command::Forget(of) => manage(RegistryCommand::Forget(of.command), &of.state, &of.shared),
+        Command::Deny(of) => manage(RegistryCommand::Deny(of.command), &of.state, &of.shared),
+        Command::Allow(of) => manage(RegistryCommand::Allow(of.command), &of.state, &of.shared),
+        Command::Denied(of) => manage(RegistryCommand::Denied, &of.state, &of.shared),
+        Command::Peers(of) => manage(RegistryCommand::Peers, &of.state, &of.shared),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -241,10 +289,12 @@ fn print_token(token: &Token) -> anyhow::Result<()> {
     }
     let authority = Authority::open(dir)?;
     if token.rotate {
-        token.shared.renew(dir, Authority::rotate_tokens)?;
+        token.shared.renew(dir, &Authority::rotate_tokens)?;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    writeln!(io::stdout(), "{}", authority.token(now, token.ttl)?).context("cannot write the token")
+    let terms = TokenTerms { name: token.name.clone(), uses: (!token.reusable).then_some(token.uses) };
+    let made = authority.limited_token(now, token.ttl, &terms)?;
+    writeln!(io::stdout(), "{made}").context("cannot write the token")
 }
 
 fn print_page_token(token: &PageToken) -> anyhow::Result<()> {
@@ -253,9 +303,14 @@ fn print_page_token(token: &PageToken) -> anyhow::Result<()> {
         bail!("{} has no cluster: start the scheduler once, or name its --data-dir", dir.display());
     }
     if token.rotate {
-        token.shared.renew(dir, |dir| page::token(dir, true).map(drop))?;
+        token.shared.renew(dir, &|dir| page::token(dir, true).map(drop))?;
     }
     writeln!(io::stdout(), "{}", page::token(dir, false)?).context("cannot write the token")
+}
+
+fn manage(command: RegistryCommand, state: &State, shared: &StateFlags) -> anyhow::Result<()> {
+    let text = command.run(&state.data_dir, Some(shared))?;
+    io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }
 
 fn print_ca(ca: &Ca) -> anyhow::Result<()> {

@@ -31,6 +31,7 @@ pub(crate) use tls::unix_now;
 use crate::authority::{Authority, AuthorityError};
 use crate::cluster;
 use crate::hosts::Suffixes;
+use crate::registry::PeerRegistry;
 use crate::trace::Tracer;
 use crate::trust::{TrustError, TrustRoot};
 use actor::Input;
@@ -104,6 +105,7 @@ pub enum SchedulerError {
 pub struct Scheduler {
     authority: Arc<Authority>,
     trust: Arc<TrustRoot>,
+    registry: Arc<PeerRegistry>,
     own: Arc<Own>,
     options: Options,
     status: watch::Sender<Status>,
@@ -117,10 +119,12 @@ impl Scheduler {
     pub fn open(dir: &Path, options: Options) -> Result<Self, SchedulerError> {
         let authority = Arc::new(Authority::open(dir)?);
         let trust = Arc::new(TrustRoot::open(dir, &options.hosts)?);
+        let registry = Arc::new(PeerRegistry::open(dir)?);
         let own = Own::new(Arc::clone(&authority))?;
         Ok(Self {
             authority,
             trust,
+            registry,
             own,
             options,
             status: watch::Sender::default(),
@@ -129,7 +133,7 @@ impl Scheduler {
         })
     }
 
-    /// A join token good for `ttl`.
+    /// A join token good for `ttl`, for any number of nodes.
     pub fn token(&self, ttl: Duration) -> Result<String, AuthorityError> {
         self.authority.token(unix_now(), ttl)
     }
@@ -142,6 +146,11 @@ impl Scheduler {
     /// The root that clients trust.
     pub fn trust(&self) -> &Arc<TrustRoot> {
         &self.trust
+    }
+
+    /// Who owns which name, and who is denied.
+    pub fn registry(&self) -> &Arc<PeerRegistry> {
+        &self.registry
     }
 
     /// A way to look into it, for as long as it is there.
@@ -173,6 +182,7 @@ impl Scheduler {
             tokio::spawn(tls::accept(listener, config, conns)),
             tokio::spawn(Arc::clone(&self.own).renew()),
             tokio::spawn(forward(status, self.status.clone())),
+            tokio::spawn(Arc::clone(&self.registry).run()),
         ];
         let _helpers = Helpers(helpers);
         let (stop, stopping) = oneshot::channel::<()>();
@@ -198,6 +208,7 @@ impl Scheduler {
         let rpc = Rpc {
             authority,
             trust,
+            registry: Arc::clone(&self.registry),
             inputs,
             options: self.options.clone(),
             epoch: random(),
@@ -215,7 +226,7 @@ impl Scheduler {
 }
 
 /// Tasks that end with the server.
-struct Helpers([tokio::task::JoinHandle<()>; 3]);
+struct Helpers([tokio::task::JoinHandle<()>; 4]);
 
 impl Drop for Helpers {
     fn drop(&mut self) {

@@ -27,12 +27,14 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
+use crate::authority::LIFE;
 use crate::hosts::{NameError, Suffixes};
 
 /// Life of the root: its replacement means touching every client.
 const ROOT_VALIDITY: Duration = Duration::days(3650);
-/// Life of a cross certificate; renewed with the peer's own certificate, so many times in it.
-pub const CROSS_VALIDITY: Duration = Duration::days(90);
+/// Life of a cross certificate: that of the peer's own certificate, with which it is renewed at half of it, and half of it more for
+/// schedulers that are away. It cannot be revoked, so this is how long a node that was denied can still speak for the hosts.
+pub const CROSS_VALIDITY: Duration = Duration::seconds(LIFE.as_secs() as i64 * 3 / 2);
 /// Certificates begin this long before they are made, for clients whose clock is behind.
 const BACKDATE: Duration = Duration::days(1);
 /// A node intercepts at most this many suffixes.

@@ -95,7 +95,7 @@ impl Up {
         nodes[1].hold(1, 800, 0, 300, 300).await;
         nodes[2].hold(1, 800, 0, 120, 0).await;
         nodes[3].want(3, 12, false).await;
-        nodes[1].blame("node-5").await;
+        nodes[3].blame("node-5", 3).await;
         nodes
     }
 }

@@ -12,7 +12,8 @@ pub struct JoinRequest {
     /// Output of `pondhawk-scheduler token`; empty on renewal.
     #[prost(string, tag = "4")]
     pub token: ::prost::alloc::string::String,
-    /// PKCS #10 request, DER: only its public key is used, and its signature checked (proof of possession).
+    /// PKCS #10 request, DER: only its public key is used, and its signature checked (proof of possession). On renewal the
+    /// key is that of the certificate.
     #[prost(bytes = "bytes", tag = "5")]
     pub csr: ::prost::bytes::Bytes,
     /// PKCS #10 request, DER, of the key of the node's interception CA, so that clients who trust the cluster's root trust
@@ -434,7 +435,7 @@ pub struct Pong {
 pub struct SchedulerMessage {
     #[prost(
         oneof = "scheduler_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub body: ::core::option::Option<scheduler_message::Body>,
 }
@@ -466,6 +467,8 @@ pub mod scheduler_message {
         Ping(super::Ping),
         #[prost(message, tag = "12")]
         Spreading(super::Spreading),
+        #[prost(message, tag = "13")]
+        Denied(super::Denied),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -618,6 +621,17 @@ pub struct Ping {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
 }
+/// Peers that take no part in the cluster: whoever is told ends its connections with them and opens and accepts no others. Each
+/// message takes the place of the one before; sent after Welcome unless it is empty, and whenever it changes. A peer with
+/// several schedulers obeys all of them. At most 1024 entries in all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Denied {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// SHA-256 of public keys (SubjectPublicKeyInfo, DER), 32 bytes each; others are passed over.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
 /// Generated client implementations.
 pub mod scheduler_client {
     #![allow(
@@ -713,7 +727,8 @@ pub mod scheduler_client {
         /// because its CA has the SHA-256 that the token carries. Also taken with a certificate that is still valid and no
         /// token, to renew it.
         /// Errors: UNAUTHENTICATED (token wrong, expired, or neither token nor certificate), INVALID_ARGUMENT (name, CSR),
-        /// FAILED_PRECONDITION (no common protocol version), PERMISSION_DENIED (certificate of another name).
+        /// FAILED_PRECONDITION (no common protocol version), PERMISSION_DENIED (certificate of another name or key, token used up or
+        /// for another name, name owned by another key, peer denied), UNAVAILABLE (the scheduler cannot record the name).
         pub async fn join(
             &mut self,
             request: impl tonic::IntoRequest<super::JoinRequest>,
@@ -737,7 +752,8 @@ pub mod scheduler_client {
         }
         /// The one long-lived session of a peer. Mutual TLS; the peer's name is the one in its certificate. The first message
         /// is Hello, answered by Welcome; then Inventory, in as many messages as it takes; then anything in any order.
-        /// A second session of the same name replaces the first.
+        /// A second session of the same name, and so of the same key, replaces the first (ABORTED), but not twice within ten
+        /// seconds (RESOURCE_EXHAUSTED). PERMISSION_DENIED: the name is owned by another key, or the peer is denied.
         pub async fn session(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::PeerMessage>,
@@ -781,7 +797,8 @@ pub mod scheduler_server {
         /// because its CA has the SHA-256 that the token carries. Also taken with a certificate that is still valid and no
         /// token, to renew it.
         /// Errors: UNAUTHENTICATED (token wrong, expired, or neither token nor certificate), INVALID_ARGUMENT (name, CSR),
-        /// FAILED_PRECONDITION (no common protocol version), PERMISSION_DENIED (certificate of another name).
+        /// FAILED_PRECONDITION (no common protocol version), PERMISSION_DENIED (certificate of another name or key, token used up or
+        /// for another name, name owned by another key, peer denied), UNAVAILABLE (the scheduler cannot record the name).
         async fn join(
             &self,
             request: tonic::Request<super::JoinRequest>,
@@ -794,7 +811,8 @@ pub mod scheduler_server {
             + 'static;
         /// The one long-lived session of a peer. Mutual TLS; the peer's name is the one in its certificate. The first message
         /// is Hello, answered by Welcome; then Inventory, in as many messages as it takes; then anything in any order.
-        /// A second session of the same name replaces the first.
+        /// A second session of the same name, and so of the same key, replaces the first (ABORTED), but not twice within ten
+        /// seconds (RESOURCE_EXHAUSTED). PERMISSION_DENIED: the name is owned by another key, or the peer is denied.
         async fn session(
             &self,
             request: tonic::Request<tonic::Streaming<super::PeerMessage>>,

@@ -1,4 +1,7 @@
 //! Peers that others blame [pure].
+//!
+//! An accusation counts only from a peer that the scheduler has linked with the accused at that task, and accusers from one
+//! address count as one: who has a token has as many names as it likes, but not as many links and addresses.
 
 use std::time::Duration;
 
@@ -25,6 +28,10 @@ impl Cluster {
     pub(super) fn blame(&mut self, now: Duration, accuser: u32, name: &str, task: &[u8; 32], silent: bool) {
         let Some(accused) = self.members.named(name).filter(|&accused| accused != accuser) else { return };
         self.counts.blames += 1;
+        let Some(&at) = self.by_name.get(task) else { return };
+        if !self.had_link(at, accuser, accused) {
+            return;
+        }
         let until = now + if silent { SILENCE_WINDOW } else { WINDOW };
         let Some(member) = self.members.get_mut(accuser) else { return };
         member.accused.retain(|&(peer, until)| until > now && peer != accused);
@@ -32,9 +39,7 @@ impl Cluster {
         if believed {
             member.accused.push((accused, until));
         }
-        if let Some(&at) = self.by_name.get(task) {
-            self.unlink_pair(now, at, accuser, accused);
-        }
+        self.unlink_pair(now, at, accuser, accused);
         let Some(member) = self.members.get_mut(accused).filter(|_| believed) else { return };
         if silent && (!member.connected || now < member.since + FORGIVEN) {
             return;
@@ -43,13 +48,19 @@ impl Cluster {
         if !member.accusers.iter().any(|&(peer, ..)| peer == accuser) {
             member.accusers.push((accuser, until, silent));
         }
-        let wrong = member.accusers.iter().filter(|(.., silent)| !silent).count();
+        let accusers = member.accusers.clone();
+        let wrong = accusers.iter().filter(|(.., silent)| !silent).map(|accusation| accusation.0);
         let ban = self.options.ban;
-        if wrong >= ACCUSERS {
+        if self.members.independent(wrong) >= ACCUSERS {
             self.ban(now, accused, ban);
-        } else if member.accusers.len() >= SILENCE_ACCUSERS {
+        } else if self.members.independent(accusers.iter().map(|accusation| accusation.0)) >= SILENCE_ACCUSERS {
             self.ban(now, accused, ban / SILENCE_BAN);
         }
+    }
+
+    fn had_link(&self, at: u32, peer: u32, other: u32) -> bool {
+        self.seen_entry(at, peer).is_some_and(|entry| entry.links.contains(&other))
+            || self.members.were_linked(peer, other, at)
     }
 
     /// Nobody's parent, without leases and not believed for a while; what it holds does not count.

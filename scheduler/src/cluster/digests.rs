@@ -173,6 +173,9 @@ impl Cluster {
     pub(super) fn report_digests(&mut self, now: Duration, at: u32, peer: u32, run: &DigestRun) {
         for (piece, digest) in (run.first..).zip(&run.digests) {
             let Some(task) = self.seen(at).filter(|task| piece < task.pieces) else { return };
+            if !self.could_read(at, peer, piece) {
+                continue;
+            }
             if task.digests.doubts.pieces.has(piece) {
                 self.read_again(now, at, peer, piece, *digest);
                 continue;
@@ -187,6 +190,17 @@ impl Cluster {
                 Some(_) => {}
             }
         }
+    }
+
+    /// Whether the peer can know the bytes of a piece: it holds it, was leased it, or is there with a URL of its own. What others
+    /// say of a piece is not heard.
+    fn could_read(&self, at: u32, peer: u32, piece: u32) -> bool {
+        let Some(entry) = self.seen_entry(at, peer) else { return false };
+        let leased = || {
+            let leases = self.seen(at).map(|task| task.leases_in(&(piece..piece + 1))).unwrap_or_default();
+            leases.iter().any(|id| self.leases.get(id).is_some_and(|lease| lease.peer == peer))
+        };
+        entry.complete || entry.have.has(piece) || entry.wants && entry.can_fetch || leased()
     }
 
     pub(super) fn put_digest(&mut self, at: u32, peer: u32, piece: u32, digest: [u8; 32]) {

@@ -75,7 +75,7 @@ impl Cluster {
         }
     }
 
-    /// One more claim in a dispute. What two peers claim independently is right, and what one claims against liars;
+    /// One more claim in a dispute. What two peers claim independently, from different addresses, is right, and what one claims against liars;
     /// whoever ever claimed otherwise is banned. A peer that changes its mind to another's claim confesses; one that repeats itself changes nothing.
     pub(super) fn claim(&mut self, now: Duration, at: u32, peer: u32, piece: u32, digest: [u8; 32]) {
         let Some(task) = self.task(at) else { return };
@@ -86,8 +86,9 @@ impl Cluster {
             return;
         }
         claims.push((peer, digest));
-        let seconded = claims.iter().filter(|(_, claimed)| *claimed == digest).count() > 1;
+        let same: Vec<u32> = claims.iter().filter(|(_, claimed)| *claimed == digest).map(|&(by, _)| by).collect();
         let others = claims.iter().map(|&(by, _)| by).filter(|&by| by != peer).collect::<Vec<_>>();
+        let seconded = self.members.independent(same.into_iter()) > 1;
         if !seconded && !others.into_iter().all(|other| self.is_banned(now, other)) {
             return;
         }

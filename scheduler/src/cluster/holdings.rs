@@ -35,9 +35,11 @@ impl Cluster {
     pub(super) fn progress(&mut self, now: Duration, peer: u32, progress: &Progress) {
         if progress.gone {
             if let Some(&at) = self.by_name.get(&progress.task) {
+                // One that neither held nor wanted it cannot have found it wrong.
+                let took_part = self.seen_entry(at, peer).is_some_and(|entry| entry.held > 0 || entry.wants);
                 self.lose_all(at, peer);
                 self.put_away(now, at, peer);
-                if progress.wrong {
+                if progress.wrong && took_part {
                     self.doubt(now, at);
                 }
                 self.lease_out(now, at);

@@ -1,7 +1,7 @@
 //! Who is in the cluster [pure].
 
-use core::net::SocketAddr;
-use std::collections::{BTreeSet, HashMap};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ pub struct PeerInfo {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) info: PeerInfo,
+    /// Another number for each member ever, where a place is used again.
+    serial: u32,
+    /// Where its sessions come from, as far as that tells peers apart.
+    origin: Option<IpAddr>,
+    /// The last links that ended: the other end's serial number, and the task.
+    parted: VecDeque<(u32, u32)>,
     /// Groups it belongs to, coarse to fine.
     pub(super) groups: Box<[u32]>,
     /// Task to this peer's place in the task's entries.
@@ -59,7 +65,11 @@ pub(super) struct Members {
     by_name: HashMap<Arc<str>, u32>,
     groups: HashMap<(u32, String), u32>,
     seeds: BTreeSet<u32>,
+    next_serial: u32,
 }
+
+/// Links that ended which a member remembers: an accusation may come after the link's end.
+const MAX_PARTED: usize = 16;
 
 impl Members {
     /// Enters a peer, or takes a known name up again; `keys` are the label keys that count, coarse to fine.
@@ -76,8 +86,13 @@ impl Members {
             return slot;
         }
         let name = Arc::clone(&info.name);
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
         let member = Member {
             info,
+            serial,
+            origin: None,
+            parted: VecDeque::new(),
             groups,
             tasks: Map::default(),
             connected: true,
@@ -98,6 +113,42 @@ impl Members {
         self.slots[slot as usize] = Some(member);
         self.by_name.insert(name, slot);
         slot
+    }
+
+    /// Where a member's sessions come from. Peers behind one address of IPv4, or in one /64 of IPv6, which one machine can have
+    /// all of, count as one voice; those on the scheduler's own machine can only be told apart by their names.
+    pub(super) fn set_origin(&mut self, slot: u32, from: IpAddr) {
+        let Some(member) = self.get_mut(slot) else { return };
+        member.origin = match from.to_canonical() {
+            from if from.is_loopback() => None,
+            IpAddr::V6(from) => Some(Ipv6Addr::from_bits(from.to_bits() & !u128::from(u64::MAX)).into()),
+            from => Some(from),
+        };
+    }
+
+    /// How many of these members speak for themselves: by origin, where that is known.
+    pub(super) fn independent(&self, slots: impl Iterator<Item = u32>) -> usize {
+        let voice = |slot| match self.get(slot).and_then(|member| member.origin) {
+            Some(origin) => (Some(origin), 0),
+            None => (None, slot),
+        };
+        slots.map(voice).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Remembers that a link has ended, at its end `slot`.
+    pub(super) fn part(&mut self, slot: u32, other: u32, task: u32) {
+        let Some(serial) = self.get(other).map(|other| other.serial) else { return };
+        let Some(member) = self.get_mut(slot) else { return };
+        if member.parted.len() >= MAX_PARTED {
+            member.parted.pop_front();
+        }
+        member.parted.push_back((serial, task));
+    }
+
+    /// Whether two members had a link at a task, among the last ones that ended.
+    pub(super) fn were_linked(&self, slot: u32, other: u32, task: u32) -> bool {
+        let (Some(member), Some(other)) = (self.get(slot), self.get(other)) else { return false };
+        member.parted.contains(&(other.serial, task))
     }
 
     pub(super) fn leave(&mut self, slot: u32) -> Option<Member> {

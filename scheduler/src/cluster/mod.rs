@@ -308,6 +308,11 @@ impl Cluster {
         PeerId(self.members.enter(info, &self.options.label_keys))
     }
 
+    /// Where the peer's session comes from: accusations and digests of peers from one address count as one voice.
+    pub fn set_origin(&mut self, peer: PeerId, from: core::net::IpAddr) {
+        self.members.set_origin(peer.0, from);
+    }
+
     /// Takes one event of a connected peer; `now` never goes back.
     pub fn handle(&mut self, now: Duration, peer: PeerId, event: Event) {
         let at = peer.0;

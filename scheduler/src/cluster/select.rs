@@ -197,6 +197,7 @@ impl Cluster {
             if entry.links.len() == before {
                 continue;
             }
+            self.members.part(from, to, at);
             let name = self.name_of(to);
             if let Some(task) = self.seen(at).map(|task| task.id) {
                 self.tell(from, Directive::Unlink { task, peer: name });

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Map, Value, json};
 
 use crate::authority::{self, fingerprint, hex};
-use crate::{page, trust, webhook};
+use crate::{page, registry, trust, webhook};
 
 /// A file of the state directory that all schedulers have alike.
 pub(super) struct Shared {
@@ -20,13 +20,14 @@ pub(super) struct Shared {
 }
 
 /// A key comes before its certificate, which is looked for.
-const FILES: [Shared; 7] = [
+const FILES: [Shared; 8] = [
     Shared { name: authority::KEY, mode: 0o600, fixed: true },
     Shared { name: authority::CERT, mode: 0o644, fixed: true },
     Shared { name: authority::SECRET, mode: 0o600, fixed: false },
     Shared { name: trust::KEY, mode: 0o600, fixed: true },
     Shared { name: trust::CERT, mode: 0o644, fixed: true },
     Shared { name: page::TOKEN_FILE, mode: 0o600, fixed: false },
+    Shared { name: registry::FILE, mode: 0o600, fixed: false },
     Shared { name: webhook::certificate::FILE, mode: 0o600, fixed: false },
 ];
 
@@ -38,9 +39,9 @@ pub(super) fn files(webhook: bool) -> impl Iterator<Item = &'static Shared> {
 /// Contents by name.
 pub(super) type Files = BTreeMap<&'static str, Vec<u8>>;
 
-/// Whether nothing has to be made.
+/// Whether nothing has to be made. The registry of names is made by the first node that joins.
 pub(super) fn is_whole(files: &Files, webhook: bool) -> bool {
-    self::files(webhook).all(|shared| files.contains_key(shared.name))
+    self::files(webhook).all(|shared| shared.name == registry::FILE || files.contains_key(shared.name))
 }
 
 /// The Secret as it was read.
@@ -121,7 +122,7 @@ mod tests {
 
     fn some() -> impl Strategy<Value = Files> {
         let content = proptest::option::of(0_u8..3);
-        proptest::array::uniform7(content).prop_map(|contents| {
+        proptest::array::uniform8(content).prop_map(|contents| {
             let pairs = FILES.iter().zip(contents);
             pairs.filter_map(|(shared, content)| content.map(|byte| (shared.name, vec![byte]))).collect()
         })

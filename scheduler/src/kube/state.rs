@@ -8,10 +8,12 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use super::api::{ACCOUNT_DIR, Api, ApiError};
@@ -19,6 +21,7 @@ use super::shared::{Differs, Files, Kept, NoBase64, agreed, files, is_whole};
 use crate::authority::{self, Authority, AuthorityError, ParsedToken, hex, lock, write};
 use crate::hosts::Suffixes;
 use crate::page;
+use crate::service::random;
 use crate::trust::{TrustError, TrustRoot};
 use crate::webhook::certificate::{self, CertificateError};
 
@@ -28,6 +31,14 @@ const ASIDE: &str = "state.new";
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Between two looks at the Secret: a token that was renewed is good everywhere within this.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// Tries of a command to change the Secret while schedulers change it, too.
+const COMMAND_TRIES: u32 = 8;
+/// Longest rest between two such tries.
+const CONFLICT_REST: Duration = Duration::from_millis(400);
+
+/// Changes something in a state directory.
+pub type Renewal<'a> = &'a (dyn Fn(&Path) -> Result<(), AuthorityError> + Sync);
 
 /// The Secret, from the command line.
 #[derive(Args, Clone, Debug)]
@@ -43,16 +54,23 @@ pub struct StateFlags {
 }
 
 impl StateFlags {
-    /// Has `renew` replace a token in the state directory `dir`; where schedulers share it, for all of them. Blocking.
+    /// Has `renew` change something in the state directory `dir`; where schedulers share it, for all of them. `renew` may be
+    /// called more than once, each time with a directory that has the newest state. Blocking.
     ///
     /// # Errors
-    /// The API server cannot be reached, or somebody else changes the state right now: nothing is renewed.
-    pub fn renew(&self, dir: &Path, renew: fn(&Path) -> Result<(), AuthorityError>) -> Result<(), StateError> {
+    /// The API server cannot be reached, or other schedulers change the state at each try: nothing is renewed.
+    pub fn renew(&self, dir: &Path, renew: Renewal<'_>) -> Result<(), StateError> {
         let Some(secret) = self.kube_state_secret.clone() else { return Ok(renew(dir)?) };
         let (api, dir) = (self.api()?, dir.to_owned());
-        let state = State { api, secret, dir, hosts: Suffixes::hub(), webhook: false, token_secret: None };
+        let (hosts, turn) = (Suffixes::hub(), Arc::default());
+        let state = State { api, secret, dir, hosts, webhook: false, token_secret: None, turn };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(StateError::Runtime)?.block_on(state.renew(renew))
+        runtime.map_err(StateError::Runtime)?.block_on(state.renew_in_turn(renew, COMMAND_TRIES))
+    }
+
+    /// Whether schedulers share their state.
+    pub fn is_shared(&self) -> bool {
+        self.kube_state_secret.is_some()
     }
 
     pub(super) fn api(&self) -> Result<Api, ApiError> {
@@ -107,6 +125,8 @@ pub struct State {
     pub(super) webhook: bool,
     /// The Secret with a join token, which tells whether there is a cluster already.
     pub(super) token_secret: Option<String>,
+    /// Held from reading the Secret until the directory is as it: what is older never replaces what is newer.
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 impl State {
@@ -158,6 +178,7 @@ impl State {
 
     /// One look at the Secret, and what follows from it.
     async fn agree(&self) -> Result<(), StateError> {
+        let _turn = self.turn.lock().await;
         let (kept, local) = (self.kept().await?, self.local()?);
         let mut all = self.agreed(&local, &kept)?;
         if !is_whole(&all, self.webhook) {
@@ -169,8 +190,24 @@ impl State {
         self.put(&kept, &local, &all).await
     }
 
-    /// Has `renew` replace something in a state directory, and everything else follow: the Secret, then the directory.
-    async fn renew(&self, renew: fn(&Path) -> Result<(), AuthorityError>) -> Result<(), StateError> {
+    /// Has `renew` change something in a state directory, and everything else follow: the Secret, then the directory. Begins anew
+    /// where another scheduler has changed the Secret meanwhile, at most `tries` times.
+    pub(crate) async fn renew_in_turn(&self, renew: Renewal<'_>, tries: u32) -> Result<(), StateError> {
+        let mut left = tries;
+        loop {
+            left = left.saturating_sub(1);
+            match self.renew(renew).await {
+                Err(StateError::Api(error)) if error.is_conflict() && left > 0 => {
+                    let part = CONFLICT_REST / u32::try_from(random() % 8 + 1).unwrap_or(1);
+                    sleep(part).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn renew(&self, renew: Renewal<'_>) -> Result<(), StateError> {
+        let _turn = self.turn.lock().await;
         let (kept, local) = (self.kept().await?, self.local()?);
         if !kept.files.contains_key(authority::CERT) {
             return Err(StateError::Empty(self.secret.clone()));

@@ -22,13 +22,15 @@ use crate::trace::Tracer;
 const TICK: Duration = Duration::from_millis(50);
 /// Inputs that wait for the cluster; past it sessions wait, and with them their TCP connections.
 const QUEUE: usize = 1024;
+/// A name's session is not replaced again before this: two nodes with one key must not keep the scheduler busy.
+const REPLACED_APART: Duration = Duration::from_secs(10);
 /// Messages that wait for one peer; past it the peer is too slow and its session ends.
 pub(super) const OUTGOING: usize = 4096;
 
 /// What sessions give the cluster.
 pub(super) enum Input {
     /// A peer said Hello.
-    Connect { info: PeerInfo, session: Arc<Session> },
+    Connect { info: PeerInfo, origin: IpAddr, session: Arc<Session> },
     /// What its messages say, in order.
     Events { session: Arc<Session>, events: Vec<Event>, traced: Option<Traced> },
     /// The session is over.
@@ -95,6 +97,7 @@ pub(super) fn start(options: Options, tracer: Tracer) -> (mpsc::Sender<Input>, w
     let actor = Actor {
         cluster: Cluster::new(options),
         sessions: HashMap::new(),
+        replaced: HashMap::new(),
         started: Instant::now(),
         letters: Letters::default(),
         waits: Waits::new(tracer),
@@ -107,6 +110,8 @@ pub(super) fn start(options: Options, tracer: Tracer) -> (mpsc::Sender<Input>, w
 struct Actor {
     cluster: Cluster,
     sessions: HashMap<PeerId, Arc<Session>>,
+    /// Names whose session was replaced lately, and when.
+    replaced: HashMap<Arc<str>, Instant>,
     started: Instant,
     letters: Letters,
     waits: Waits,
@@ -134,7 +139,7 @@ impl Actor {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Connect { info, session } => self.connect(info, session),
+            Input::Connect { info, origin, session } => self.connect(info, origin, session),
             Input::Events { session, events, traced } => {
                 let Some(peer) = self.current(&session) else { return };
                 // Before the answer to it.
@@ -167,9 +172,16 @@ impl Actor {
         }
     }
 
-    fn connect(&mut self, info: PeerInfo, session: Arc<Session>) {
+    fn connect(&mut self, info: PeerInfo, origin: IpAddr, session: Arc<Session>) {
         let name = Arc::clone(&info.name);
+        self.replaced.retain(|_, at| at.elapsed() < REPLACED_APART);
+        if self.replaced.contains_key(&name) {
+            return session.end(Refusal::resource_exhausted(
+                "two nodes share one name and key: is a data directory a copy of another node's? The last one was let in a moment ago",
+            ));
+        }
         let peer = self.cluster.connect(info);
+        self.cluster.set_origin(peer, origin);
         if self.cluster.is_banned_peer(self.started.elapsed(), peer) {
             session.end(banned());
             return self.cluster.handle(self.started.elapsed(), peer, Event::Gone);
@@ -178,6 +190,7 @@ impl Actor {
         let _ = session.peer.set(peer);
         if let Some(before) = self.sessions.insert(peer, session) {
             tracing::info!(peer = %name, "a second session replaces the first");
+            self.replaced.insert(name, Instant::now());
             self.waits.said(peer, &Event::Gone);
             before.end(Refusal::aborted("replaced by a newer session of the same name"));
         }

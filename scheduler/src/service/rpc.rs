@@ -9,7 +9,7 @@ use bytes::Bytes;
 use pondhawk_proto::v1 as proto;
 use proto::scheduler_message::Body;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -18,10 +18,11 @@ use super::Options;
 use super::actor::{Input, Session};
 use super::counts::SessionCounts;
 use super::hear::{self, Heard, Inventory};
-use super::tell::message;
+use super::tell::{denied, message};
 use super::tls::{Certified, Remote, unix_now};
 use super::waits::Traced;
-use crate::authority::{Authority, AuthorityError, Signed, is_peer_name};
+use crate::authority::{Authority, AuthorityError, Signed, is_peer_name, request_key};
+use crate::registry::{Admission, Denial, KeyDigest, PeerRegistry, RegistryError};
 use crate::trust::TrustRoot;
 
 /// For the first message of a session.
@@ -33,6 +34,7 @@ const SILENT_PINGS: u32 = 3;
 pub(super) struct Rpc {
     pub(super) authority: Arc<Authority>,
     pub(super) trust: Arc<TrustRoot>,
+    pub(super) registry: Arc<PeerRegistry>,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) options: Options,
     pub(super) epoch: u64,
@@ -44,7 +46,7 @@ impl proto::scheduler_server::Scheduler for Rpc {
     async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinResponse>, Status> {
         let remote = remote(&request)?;
         let request = request.into_inner();
-        let admitted = self.admit(&request, &remote);
+        let admitted = self.admit(&request, &remote).await;
         self.counts.join(admitted.is_ok());
         let signed = admitted.inspect_err(|refusal| {
             // Of the name only what fits: it is not checked yet.
@@ -82,21 +84,31 @@ impl proto::scheduler_server::Scheduler for Rpc {
 }
 
 impl Rpc {
-    /// A certificate for whoever has a token, or a certificate already.
-    fn admit(&self, request: &proto::JoinRequest, remote: &Remote) -> Result<Signed, Status> {
+    /// A certificate for a peer that has a token, or a certificate already, and whose name no other key owns.
+    async fn admit(&self, request: &proto::JoinRequest, remote: &Remote) -> Result<Signed, Status> {
         common_version(request.protocol_min, request.protocol_max)?;
         if !is_peer_name(&request.name) {
             return Err(Status::invalid_argument("JoinRequest.name: 1 to 63 of a-z, 0-9, '-' and '.'"));
         }
-        match &remote.certificate {
+        let token = match &remote.certificate {
             _ if !request.token.is_empty() => {
-                let checked = self.authority.check_token(&request.token, unix_now());
-                checked.map_err(|error| Status::unauthenticated(error.to_string()))?;
+                let granted = self.authority.token_grant(&request.token, unix_now());
+                Some(granted.map_err(|error| Status::unauthenticated(error.to_string()))?)
             }
-            Some(certificate) => must_be(certificate, &request.name)?,
+            Some(certificate) => {
+                must_be(certificate, &request.name)?;
+                keeps_key(certificate, &request.csr)?;
+                None
+            }
             None => return Err(Status::unauthenticated("neither a join token nor a certificate of this cluster")),
-        }
-        self.sign(&request.name, &request.csr)
+        };
+        // Signed first: that checks that the peer has the key. Nobody gets the certificate before the name is recorded.
+        let signed = self.sign(&request.name, &request.csr)?;
+        let key = request_key(&request.csr).map(KeyDigest);
+        let key = key.ok_or_else(|| Status::invalid_argument(AuthorityError::Request.to_string()))?;
+        let admission = Admission { name: request.name.clone(), key, not_after: signed.not_after, token };
+        self.registry.admit(admission).await.map_err(|error| refusal(&error))?;
+        Ok(signed)
     }
 
     /// The interception CA of a peer that was admitted, as the trust root signs it, or why it does not.
@@ -123,6 +135,18 @@ impl Rpc {
         })
     }
 
+    /// Lets a certificate's owner have a session. One that was signed before names were recorded takes its name here; where
+    /// that cannot be written, the certificate is enough.
+    async fn confirm(&self, certificate: &Certified) -> Result<(), Status> {
+        let Certified { name, key, not_after } = certificate;
+        let admission = Admission { name: name.to_string(), key: *key, not_after: *not_after, token: None };
+        match self.registry.admit(admission).await {
+            Err(RegistryError::Unavailable(_)) => {}
+            admitted => return admitted.map_err(|error| refusal(&error)),
+        }
+        self.registry.check(name, key).map_err(|refused| refusal(&refused.into()))
+    }
+
     async fn open_session(
         &self,
         remote: &Remote,
@@ -138,6 +162,7 @@ impl Rpc {
         };
         let protocol = common_version(hello.protocol_min, hello.protocol_max)?;
         must_be(&certificate, &hello.name)?;
+        self.confirm(&certificate).await?;
         let info =
             hear::hello(hello, remote.address.ip()).map_err(|what| Status::invalid_argument(what.to_string()))?;
         let (session, queue, over) = Session::new(remote.local, Arc::clone(&self.counts));
@@ -148,16 +173,21 @@ impl Rpc {
             epoch: self.epoch,
         })));
         tracing::info!(peer = %info.name, quic = %info.address, seed = info.seed, "session opened");
+        let withdrawals = self.registry.withdrawals();
         let opened = Open {
             session: Arc::clone(&session),
             certificate,
+            registry: Arc::clone(&self.registry),
+            denials: Arc::new([]),
+            withdrawals,
             inputs: self.inputs.clone(),
             authority: Arc::clone(&self.authority),
             ping: self.options.ping,
             traces: self.options.tracer.is_on(),
             inventory: Inventory::default(),
         };
-        self.inputs.send(Input::Connect { info, session }).await.map_err(|_| stops())?;
+        let origin = remote.address.ip();
+        self.inputs.send(Input::Connect { info, origin, session }).await.map_err(|_| stops())?;
         Ok((opened, Outgoing { queue, over: Some(over) }))
     }
 }
@@ -166,6 +196,10 @@ impl Rpc {
 struct Open {
     session: Arc<Session>,
     certificate: Certified,
+    registry: Arc<PeerRegistry>,
+    /// As told last.
+    denials: Arc<[Denial]>,
+    withdrawals: watch::Receiver<Arc<[Denial]>>,
     inputs: mpsc::Sender<Input>,
     authority: Arc<Authority>,
     ping: Duration,
@@ -212,9 +246,14 @@ impl Open {
         let mut heard = Instant::now();
         let left = self.certificate.not_after.saturating_sub(unix_now());
         let expiry = Instant::now() + Duration::from_secs(left);
+        self.withdrawals.mark_changed();
         loop {
             let received = tokio::select! {
                 received = incoming.message() => received,
+                Ok(()) = self.withdrawals.changed() => match self.look_at_denials() {
+                    Ok(()) => continue,
+                    Err(why) => return Some(why),
+                },
                 _ = pings.tick() => {
                     nonce += 1;
                     self.session.send(message(Body::Ping(proto::Ping { nonce })));
@@ -240,6 +279,18 @@ impl Open {
         }
     }
 
+    /// Ends the session of a peer that lost its place, and tells the others who is denied.
+    fn look_at_denials(&mut self) -> Result<(), Status> {
+        let denials = Arc::clone(&self.withdrawals.borrow_and_update());
+        let Certified { name, key, .. } = &self.certificate;
+        self.registry.check(name, key).map_err(|refused| refusal(&refused.into()))?;
+        if denials[..] != self.denials[..] {
+            self.session.send(message(Body::Denied(denied(&denials))));
+            self.denials = denials;
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, received: proto::PeerMessage) -> Result<(), Status> {
         let traced = hear::traced(&received).filter(|_| self.traces);
         let heard = hear::message(received, &mut self.inventory);
@@ -252,6 +303,7 @@ impl Open {
                 self.inputs.send(input).await.map_err(|_| stops())
             }
             Heard::Renew(csr) => {
+                keeps_key(&self.certificate, &csr)?;
                 let signed = self.authority.sign(&self.certificate.name, &csr, OffsetDateTime::now_utc());
                 let signed = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
                 let renewed = proto::Renewed { chain: chain(&signed), not_after_unix: signed.not_after };
@@ -296,6 +348,22 @@ fn must_be(certificate: &Certified, name: &str) -> Result<(), Status> {
     let shown: String = name.chars().take(63).collect();
     let own = &certificate.name;
     Err(Status::permission_denied(format!("the certificate is of peer {own:?}, not of {shown:?}")))
+}
+
+/// A renewal is for the key that the certificate is of: who has that key for a moment cannot put another in its place.
+fn keeps_key(certificate: &Certified, csr: &[u8]) -> Result<(), Status> {
+    match request_key(csr) {
+        Some(key) if KeyDigest(key) == certificate.key => Ok(()),
+        Some(_) => Err(Status::permission_denied("a certificate is renewed for the key that it is of, and no other")),
+        None => Err(Status::invalid_argument(AuthorityError::Request.to_string())),
+    }
+}
+
+fn refusal(error: &RegistryError) -> Status {
+    match error {
+        RegistryError::Refused(refused) => Status::permission_denied(refused.to_string()),
+        RegistryError::Unavailable(_) => Status::unavailable(error.to_string()),
+    }
 }
 
 fn common_version(min: u32, max: u32) -> Result<u32, Status> {

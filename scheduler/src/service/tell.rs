@@ -8,6 +8,7 @@ use pondhawk_proto::v1 as proto;
 use proto::scheduler_message::Body;
 
 use crate::cluster::{DigestRun, Directive, Parent, PeerId, Spreading, TaskName};
+use crate::registry::Denial;
 
 /// Digests in one message: 1 MiB of them, well below the bound of a message.
 const DIGESTS: usize = 32_768;
@@ -42,6 +43,13 @@ impl Letters {
 /// A message of its body.
 pub(super) fn message(body: Body) -> proto::SchedulerMessage {
     proto::SchedulerMessage { body: Some(body) }
+}
+
+/// All that are denied, for nodes to end their connections with them.
+pub(super) fn denied(denials: &[Denial]) -> proto::Denied {
+    let names = denials.iter().filter_map(|denial| denial.name.clone()).collect();
+    let keys = denials.iter().filter_map(|denial| denial.key).map(|key| Bytes::copy_from_slice(&key.0)).collect();
+    proto::Denied { names, keys }
 }
 
 fn body(directive: Directive) -> Option<Body> {

@@ -38,7 +38,7 @@ impl Peer {
         let (session, queue, over) = Session::new(IpAddr::from(local), Arc::default());
         let info =
             PeerInfo { name: name.into(), address: (ip, 65010).into(), endpoints: 2, labels: Vec::new(), seed: false };
-        inputs.send(Input::Connect { info, session: Arc::clone(&session) }).await.unwrap();
+        inputs.send(Input::Connect { info, origin: ip.into(), session: Arc::clone(&session) }).await.unwrap();
         let peer = Self { session, queue, over, inputs: inputs.clone() };
         peer.tell(vec![Event::InventoryStart, Event::InventoryEnd]).await;
         peer
@@ -133,7 +133,8 @@ async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
             assert!(pondhawk_proto::common_version(hello.protocol_min, hello.protocol_max).is_some());
             let info = hear::hello(hello, IpAddr::from([10, 0, 0, 1])).unwrap();
             assert_eq!((&*info.name, info.seed, info.endpoints), ("older", true, 2));
-            inputs.send(Input::Connect { info, session: Arc::clone(&session) }).await.unwrap();
+            let origin = IpAddr::from([10, 0, 0, 1]);
+            inputs.send(Input::Connect { info, origin, session: Arc::clone(&session) }).await.unwrap();
             continue;
         }
         match (kind, hear::message(message, &mut inventory).unwrap()) {

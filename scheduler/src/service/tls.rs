@@ -21,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::authority::{Authority, AuthorityError, LIFE, peer_name};
+use crate::authority::{Authority, AuthorityError, LIFE, certificate_key, peer_name};
+use crate::registry::KeyDigest;
 
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -50,6 +51,8 @@ pub(super) struct Remote {
 #[derive(Clone, Debug)]
 pub(super) struct Certified {
     pub(super) name: Arc<str>,
+    /// Of the public key; the same after a renewal.
+    pub(super) key: KeyDigest,
     /// Unix seconds.
     pub(super) not_after: u64,
 }
@@ -234,7 +237,8 @@ fn refusal(error: &io::Error) -> String {
 fn certified(certificate: &CertificateDer<'_>) -> Option<Certified> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let not_after = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
-    Some(Certified { name: peer_name(certificate)?.into(), not_after })
+    let key = KeyDigest(certificate_key(certificate)?);
+    Some(Certified { name: peer_name(certificate)?.into(), key, not_after })
 }
 
 fn issue(authority: &Authority) -> Result<Arc<CertifiedKey>, TlsError> {

@@ -147,9 +147,9 @@ impl Node {
         told.iter().map(|(task, pin)| (task[0], *pin)).collect()
     }
 
-    pub(crate) async fn blame(&self, peer: &str) {
+    pub(crate) async fn blame(&self, peer: &str, task: u8) {
         let kind = proto::blame::Kind::WrongPiece.into();
-        self.say(Body::Blame(proto::Blame { peer: peer.into(), task: name(1), piece: 0, kind })).await;
+        self.say(Body::Blame(proto::Blame { peer: peer.into(), task: name(task), piece: 0, kind })).await;
     }
 
     async fn say(&self, body: Body) {

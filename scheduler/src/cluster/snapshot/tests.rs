@@ -68,6 +68,12 @@ fn a_download_shows_who_wants_holds_and_fetches_what() {
 fn a_node_that_is_gone_blamed_or_banned_is_shown_so() {
     let mut cluster = Cluster::new(Options::default());
     let peers: Vec<PeerId> = ["a", "b", "c", "d"].iter().map(|name| connect(&mut cluster, name)).collect();
+    // Only those that are linked can blame each other.
+    for &peer in &peers[..3] {
+        let (host, wanted, name) = (String::new(), None, None);
+        let want = Event::Want { task: TASK, len: 10 << 20, host, can_fetch: false, connections: 0, wanted, name };
+        cluster.handle(at(50), peer, want);
+    }
     let blame = |by: PeerId, cluster: &mut Cluster, whom: &str| {
         let event = Event::Blame { peer: whom.to_owned(), task: TASK, piece: 0, silent: false };
         cluster.handle(at(100), by, event);

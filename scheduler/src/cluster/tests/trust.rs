@@ -320,3 +320,69 @@ fn a_task_is_doubted_once_in_two_minutes() {
     cluster.handle(at(122_000), peers[0], wrong());
     assert!(cluster.seen(0).unwrap().digests.doubts.any());
 }
+
+#[test]
+fn strangers_of_a_task_ban_nobody_and_open_no_dispute() {
+    let (mut cluster, peers) = crowd(3);
+    cluster.handle(at(1), peers[0], reported(4, 1));
+    // Two identities that took no part, though they are known and want something else.
+    let strangers: Vec<_> = (10..12).map(|n| cluster.connect(info(n))).collect();
+    let wrong = || Progress { task: TASK, len: LEN, gone: true, wrong: true, ..Progress::default() };
+    for &stranger in &strangers {
+        let elsewhere = Event::Want {
+            task: [9; 32],
+            len: LEN,
+            host: "hub".into(),
+            can_fetch: true,
+            connections: 0,
+            wanted: None,
+            name: None,
+        };
+        cluster.handle(at(2), stranger, elsewhere);
+        cluster.handle(at(3), stranger, Event::Blame { peer: "p0".into(), task: TASK, piece: 4, silent: false });
+        cluster.handle(at(3), stranger, Event::Blame { peer: "p0".into(), task: [9; 32], piece: 4, silent: false });
+        cluster.handle(at(3), stranger, Event::Blame { peer: "p0".into(), task: [8; 32], piece: 4, silent: false });
+        cluster.handle(at(4), stranger, Event::Progress(wrong()));
+        cluster.handle(at(5), stranger, digest(4, 66));
+        cluster.handle(at(5), stranger, digest(5, 66));
+    }
+    assert!(!cluster.is_banned(at(6), 0));
+    let task = cluster.seen(0).unwrap();
+    assert_eq!((task.digests.of(4), task.digests.of(5)), (Some((0, [1; 32])), None));
+    assert!(!task.digests.any_disputed());
+    assert_eq!((cluster.counts().bans, cluster.counts().disputes), (0, 0));
+}
+
+#[test]
+fn accusers_from_one_address_are_one_voice_and_so_are_those_who_agree_on_a_digest() {
+    let (mut cluster, peers) = crowd(4);
+    for &peer in &peers[1..3] {
+        cluster.set_origin(peer, [10, 0, 0, 66].into());
+    }
+    cluster.set_origin(peers[0], [10, 0, 0, 1].into());
+    cluster.set_origin(peers[3], [10, 0, 0, 4].into());
+    let blame = || Event::Blame { peer: "p0".into(), task: TASK, piece: 0, silent: false };
+    cluster.handle(at(1), peers[0], reported(4, 1));
+    cluster.handle(at(2), peers[1], reported(4, 66));
+    cluster.handle(at(3), peers[2], reported(4, 66));
+    cluster.handle(at(4), peers[1], blame());
+    cluster.handle(at(5), peers[2], blame());
+    assert!(!cluster.is_banned(at(6), 0));
+    assert!(cluster.seen(0).unwrap().digests.any_disputed());
+    cluster.handle(at(7), peers[3], reported(4, 1));
+    assert!(cluster.is_banned(at(8), 1) && cluster.is_banned(at(8), 2) && !cluster.is_banned(at(8), 0));
+}
+
+#[test]
+fn an_accusation_that_comes_after_the_end_of_the_link_counts() {
+    let (mut cluster, peers) = crowd(4);
+    let blame = || Event::Blame { peer: "p0".into(), task: TASK, piece: 0, silent: false };
+    for &peer in &peers[..3] {
+        let complete = Progress { task: TASK, len: LEN, complete: true, ..Progress::default() };
+        cluster.handle(at(1), peer, Event::Progress(complete));
+    }
+    assert!(!cluster.seen_entry(0, 1).unwrap().links.contains(&0), "two that hold everything are parted");
+    cluster.handle(at(2), peers[1], blame());
+    cluster.handle(at(2), peers[2], blame());
+    assert!(cluster.is_banned(at(3), 0));
+}
