@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 pub use api::{ACCOUNT_DIR, Api, ApiError};
-pub use state::{State, StateError, StateFlags};
+pub use state::{Renewal, State, StateError, StateFlags};
 
 use crate::authority::{Authority, AuthorityError};
 use crate::hosts::Suffixes;

@@ -39,6 +39,17 @@ fn it_serves_hands_out_tokens_while_it_runs_and_ends_cleanly() {
     assert!(authority.check_token(&first, unix_now()).is_err());
     assert_eq!(authority.check_token(&second, unix_now()), Ok(()));
 
+    assert!(token(dir.path(), &["--reusable"]).starts_with("ph1.") && second.starts_with("ph2."));
+    let named = authority.token_grant(&token(dir.path(), &["--name", "node-x", "--uses", "2"]), unix_now()).unwrap();
+    assert_eq!((named.terms.name.as_deref(), named.terms.uses), (Some("node-x"), Some(2)));
+
+    let unknown = binary().args(["forget", "node-x", "--data-dir"]).arg(dir.path()).output().unwrap();
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no node has the name"), "{unknown:?}");
+    let denied = binary().args(["deny", "node-x", "--data-dir"]).arg(dir.path()).output().unwrap();
+    assert!(denied.status.success(), "{denied:?}");
+    up.line_with("the registry of names was changed");
+
     kill_process(Pid::from_child(up.child()), Signal::TERM).unwrap();
     up.line_with("scheduler down");
     assert!(up.wait().success());

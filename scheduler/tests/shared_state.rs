@@ -274,6 +274,28 @@ fn tokens_are_rotated_for_all() {
 }
 
 #[test]
+fn a_denial_that_one_is_given_is_every_scheduler_s() {
+    let cluster = Cluster::new();
+    let (one, other) = (cluster.founded(), tempfile::tempdir().unwrap());
+    let manage = |words: &[&str], dir: &TempDir| {
+        let mut command = binary();
+        command.args(words).arg("--data-dir").arg(dir.path());
+        cluster.in_pod(&mut command);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    manage(&["deny", "node-x", "--reason", "stolen"], &one);
+    assert_eq!(cluster.objects.content(STATE, "peers.json"), Some(file(&one, "peers.json")));
+    let up = cluster.scheduler(&other);
+    up.line_with("scheduler up");
+    let listed = manage(&["denied"], &other);
+    assert!(listed.starts_with("node-x\t-\t") && listed.ends_with("\tstolen\n"), "{listed}");
+    manage(&["allow", "node-x"], &other);
+    assert_eq!(manage(&["denied"], &other), "");
+}
+
+#[test]
 fn a_join_token_that_another_one_wrote_is_left_alone() {
     let (cluster, dirs) = (Cluster::new(), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
     let first = cluster.scheduler(&dirs[0]);
