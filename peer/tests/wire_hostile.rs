@@ -16,9 +16,11 @@ use pondhawk::{
     task::TaskId,
     wire::{
         BlameKind, DialError, Identity,
+        denials::DeniedPeers,
         frame::{Frame, Pieces, Response},
     },
 };
+use pondhawk_scheduler::authority::certificate_key;
 use raw::{GARBAGE, closed, connect, control, dialler, encoded, hello, request};
 use stage::{Cluster, Peer, Sample, on_a_shard};
 
@@ -282,5 +284,41 @@ fn a_caller_that_takes_nothing_loses_its_piece_and_the_memory_is_free() {
         }
         let end = recv.read_to_end(2 << 20).await.unwrap_err();
         assert!(end.to_string().contains("reset"), "{end}");
+    });
+}
+
+#[test]
+fn a_peer_that_is_denied_loses_its_links_and_gets_no_others() {
+    on_a_shard(async {
+        let cluster = Cluster::new();
+        let (a, b) = (cluster.identity("a"), cluster.identity("b"));
+        let key = bytes::Bytes::copy_from_slice(&certificate_key(&b.chain[0]).unwrap());
+        let (a, b) = (Peer::start_with(&a, "a", 64, 0), Peer::start_with(&b, "b", 64, 0));
+        let link = a.link_to(&b).await;
+        b.exchange.denials.replace(0, DeniedPeers::new(vec!["a".to_owned()], &[]).unwrap());
+        while link.is_up() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let refused = a.links.link(&b.as_parent()).await.err().unwrap();
+        assert!(matches!(refused, DialError::RefusedUs { .. }), "{refused}");
+        let denied = b.links.link(&a.as_parent()).await.err().unwrap();
+        assert!(matches!(denied, DialError::Denied { .. }), "{denied}");
+        // By its key the dialler finds it out once it has seen the certificate.
+        b.exchange.denials.replace(0, DeniedPeers::default());
+        a.exchange.denials.replace(0, DeniedPeers::new(Vec::new(), &[key]).unwrap());
+        let denied = loop {
+            match a.links.link(&b.as_parent()).await {
+                Err(DialError::Backoff { wait, .. }) => tokio::time::sleep(wait).await,
+                ended => break ended.err().unwrap(),
+            }
+        };
+        assert!(matches!(denied, DialError::Denied { .. }), "{denied}");
+        a.exchange.denials.replace(0, DeniedPeers::default());
+        loop {
+            match a.links.link(&b.as_parent()).await {
+                Err(DialError::Backoff { wait, .. }) => tokio::time::sleep(wait).await,
+                ended => break drop(ended.unwrap()),
+            }
+        }
     });
 }

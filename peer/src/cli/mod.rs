@@ -11,6 +11,7 @@ mod get;
 mod human;
 mod logging;
 mod ls;
+mod peers;
 mod pin;
 mod preheat;
 mod rm;
@@ -69,8 +70,10 @@ enum Command {
     Top(top::Top),
     /// Show the node's certificate authority, and make clients trust it
     Ca(CaCommand),
-    /// Print a token with which other nodes join this one, which is its own scheduler
+    /// Print a token with which another node joins this one, which is its own scheduler: by default, one node
     Token(token::Token),
+    /// Show and change who may take part in the cluster whose scheduler this node is
+    Peers(peers::Peers),
     /// Print, check and explain configurations
     Config(config::ConfigCommand),
     /// Show what a node with this configuration would do with a URL
@@ -144,6 +147,7 @@ fn run(command: Command) -> Result<String, CliError> {
     match command {
         Command::Up(command) => command.run().map(|()| String::new()),
         Command::Token(command) => command.run(),
+        Command::Peers(command) => command.run(),
         Command::Get(command) => command.run(),
         Command::Ls(command) => command.run(),
         Command::Preheat(command) => command.run(),

@@ -24,7 +24,7 @@ use crate::{
     store::About,
     swarm::{
         exchange::Exchange,
-        identity::Token,
+        identity::{self, Token},
         session::{self, SessionOptions, SwarmStatus},
     },
     tls::{Authority, Suffixes},
@@ -224,7 +224,7 @@ impl Cluster {
             let identity = identities.wait_for(Option::is_some).await.ok()?.clone()?;
             match Endpoint::bind(&identity, options) {
                 Ok(endpoint) => {
-                    let endpoint = Rc::new(endpoint);
+                    let endpoint = Rc::new(endpoint.with_denials(Arc::clone(&self.exchange.denials)));
                     let links = Links::new(Rc::clone(&endpoint));
                     return Some((endpoint, links));
                 }
@@ -265,6 +265,11 @@ fn own_scheduler(
 ) -> Result<OwnScheduler, NodeError> {
     let options = SchedulerOptions { hosts: hosts.clone(), tracer: tracer.clone(), ..SchedulerOptions::default() };
     let scheduler = Arc::new(Scheduler::open(&config.data_dir.join(SCHEDULER_DIR), options)?);
+    // A node whose key was removed makes another one, and it is not refused its own name by its own scheduler.
+    if !identity::has_key(&config.data_dir) {
+        let name = node_name(config.swarm.name.as_deref())?;
+        scheduler.registry().release(name.as_str()).map_err(SchedulerError::from)?;
+    }
     let bind = |what, address| TcpListener::bind(address).map_err(|source| NodeError::Listen { what, address, source });
     let listener = bind("this node's scheduler", address)?;
     let page = match config.scheduler.page.0 {

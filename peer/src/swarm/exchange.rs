@@ -25,7 +25,7 @@ use crate::{
     metrics::{Metrics, Totals},
     task::TaskId,
     trace::Context,
-    wire::PeerId,
+    wire::{PeerId, denials::DenialList},
 };
 
 /// Tasks with changes that wait to be reported; what does not fit is told by the next inventory.
@@ -267,6 +267,8 @@ pub struct Exchange {
     pub sent_to_peers: AtomicU64,
     /// Pieces that are being sent now; kept by wire/.
     pub uploads: AtomicU32,
+    /// Who the schedulers say has no part in the cluster; obeyed by wire/.
+    pub denials: Arc<DenialList>,
     /// The node's start, and what it counts since then.
     counted: OnceLock<(std::time::Instant, Arc<Metrics>)>,
 }
@@ -334,6 +336,7 @@ impl Exchange {
             wished: Notify::new(),
             sent_to_peers: AtomicU64::new(0),
             uploads: AtomicU32::new(0),
+            denials: Arc::default(),
             counted: OnceLock::new(),
         }
     }

@@ -98,7 +98,7 @@ pub enum IdentityError {
     File { path: PathBuf, source: io::Error },
     #[error("{} is open to other users (mode {mode:04o}): run `chmod 600` on it", path.display())]
     Exposed { path: PathBuf, mode: u32 },
-    #[error("{} is damaged ({why}): remove it, and this node will join anew with a token", path.display())]
+    #[error("{} is damaged ({why}): remove it, release this node's name with `pondhawk-scheduler forget`, and it will join anew with a token", path.display())]
     Damaged { path: PathBuf, why: String },
     #[error("cannot make a certificate request: {0}")]
     Request(#[from] rcgen::Error),
@@ -417,6 +417,11 @@ impl Files {
         });
         written.map_err(|source| IdentityError::File { path, source })
     }
+}
+
+/// Whether the node has a key already. Blocking.
+pub fn has_key(data_dir: &Path) -> bool {
+    data_dir.join("swarm/peer.key").exists()
 }
 
 /// A token's file is one line; what is longer is no token.

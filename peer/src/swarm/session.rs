@@ -35,6 +35,8 @@ use live::{End, Live};
 
 /// First and longest rest before the next try.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// First and longest rest after another node with the same name and key took this node's session.
+const REPLACED_BACKOFF: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// For the call to be taken.
 const OPEN: Duration = Duration::from_secs(10);
 /// Messages that wait to be written.
@@ -71,6 +73,10 @@ pub enum SessionError {
     Channel(#[from] ChannelError),
     #[error("the scheduler at {address} refused or ended the session: {why}")]
     Refused { address: String, why: String },
+    #[error(
+        "another node took this node's session with the scheduler at {address} ({why}): if this goes on, two machines have one name and key; remove `swarm` from the data directory of one, give it a name of its own (swarm.name), and let it join with a token"
+    )]
+    Replaced { address: String, why: String },
     #[error("the connection to the scheduler at {address} was lost: {why}")]
     Lost { address: String, why: String },
     #[error("the scheduler at {address} broke the protocol: {what}")]
@@ -138,6 +144,7 @@ impl Site {
     /// One session after the other, until nobody gives identities any more.
     async fn sessions(&self, mut identities: watch::Receiver<Option<Arc<Identity>>>) {
         let mut rest = BACKOFF.0;
+        let mut replaced_rest = REPLACED_BACKOFF.0;
         loop {
             let Ok(identity) = identities.wait_for(Option::is_some).await.map(|identity| identity.clone()) else {
                 return;
@@ -150,10 +157,16 @@ impl Site {
                 _ = identities.changed() => None,
             };
             self.exchange.lost(self.seat);
+            let replaced = matches!(ended, Some(SessionError::Replaced { .. }));
             let stood = self.status.snapshot().sessions > before;
             let why = ended.map_or_else(|| "the certificate was replaced".to_owned(), |error| error.to_string());
             if self.status.down(why.clone()) {
                 tracing::warn!(scheduler = self.address(), why, "no session with the scheduler");
+            }
+            if replaced {
+                sleep(jitter(replaced_rest)).await;
+                replaced_rest = (replaced_rest * 2).min(REPLACED_BACKOFF.1);
+                continue;
             }
             rest = if stood { BACKOFF.0 } else { rest };
             sleep(jitter(rest)).await;
@@ -214,6 +227,9 @@ impl Site {
         let address = self.address().clone();
         match end {
             End::Status(status) if is_transport(&status) => SessionError::Lost { address, why: root_cause(&status) },
+            End::Status(status) if status.code() == tonic::Code::Aborted => {
+                SessionError::Replaced { address, why: status.message().to_owned() }
+            }
             End::Status(status) => SessionError::Refused { address, why: status.message().to_owned() },
             End::Closed => SessionError::Lost { address, why: "the scheduler closed it".to_owned() },
             End::Silent(silence) => SessionError::Lost { address, why: format!("nothing was heard for {silence:?}") },

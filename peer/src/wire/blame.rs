@@ -64,7 +64,7 @@ pub enum DialError {
     /// Its certificate is not of this cluster, is expired, or names another peer: blames the peer.
     #[error("peer {peer} at {addr} is not who it should be: {why}")]
     NotTrusted { peer: PeerId, addr: SocketAddr, why: String },
-    /// It does not accept our certificate: expired, or another cluster's.
+    /// It does not accept our certificate: expired, denied, or another cluster's.
     #[error("peer {peer} at {addr} refused this peer's certificate: {why}")]
     RefusedUs { peer: PeerId, addr: SocketAddr, why: String },
     /// No answer in time.
@@ -79,6 +79,9 @@ pub enum DialError {
     /// It failed a moment ago and is left alone for a while.
     #[error("peer {peer} at {addr} failed before; tried again in {wait:?}")]
     Backoff { peer: PeerId, addr: SocketAddr, wait: Duration },
+    /// A scheduler of this node denies it.
+    #[error("peer {peer} is denied by the cluster's operator (`pondhawk-scheduler denied` lists who is)")]
+    Denied { peer: PeerId },
     /// As many links as may be.
     #[error("no link to {peer}: this shard has as many as it may")]
     TooMany { peer: PeerId },
@@ -95,7 +98,7 @@ impl DialError {
                 Self::RefusedUs { peer, addr, why }
             }
             ConnectionError::ApplicationClosed(close)
-                if [code::NAMELESS, code::EXPIRED].contains(&close.error_code) =>
+                if [code::NAMELESS, code::EXPIRED, code::DENIED].contains(&close.error_code) =>
             {
                 Self::RefusedUs { peer, addr, why }
             }

@@ -7,7 +7,8 @@ use tokio::time::timeout;
 
 use super::{
     DialError, Identity, Library, PeerId, Uploads, WireError, code,
-    identity::peer_at,
+    denials::DenialList,
+    identity::subject_at,
     serve::{self, Service},
     socket, transport,
 };
@@ -36,6 +37,7 @@ pub struct Endpoint {
     quinn: quinn::Endpoint,
     client: RefCell<ClientConfig>,
     options: Options,
+    denials: Arc<DenialList>,
     refusals: RefCell<VecDeque<Refusal>>,
 }
 
@@ -59,7 +61,14 @@ impl Endpoint {
         let (client, server) = configs(identity, payload)?;
         let quinn = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
             .map_err(socket_failed)?;
-        Ok(Self { quinn, client: RefCell::new(client), options, refusals: RefCell::default() })
+        let (client, denials) = (RefCell::new(client), Arc::default());
+        Ok(Self { quinn, client, options, denials, refusals: RefCell::default() })
+    }
+
+    /// Has no connection with the peers in this list, and ends those that there are when it changes.
+    pub fn with_denials(mut self, denials: Arc<DenialList>) -> Self {
+        self.denials = denials;
+        self
     }
 
     /// Uses another certificate from now on; links that stand are left as they are.
@@ -106,14 +115,43 @@ impl Endpoint {
     ///
     /// In TLS 1.3 the dialler is done first: a peer that refuses this side's certificate closes the connection after it.
     pub(super) async fn dial(&self, peer: &PeerId, address: SocketAddr) -> Result<Connection, DialError> {
+        if self.denials.covers_name(peer) {
+            return Err(DialError::Denied { peer: peer.clone() });
+        }
         let failed = |why: String| DialError::Failed { peer: peer.clone(), addr: address, why };
         let client = self.client.borrow().clone();
         let connecting = self.quinn.connect_with(client, address, &peer.dns_name());
         let connecting = connecting.map_err(|error| failed(error.to_string()))?;
         match timeout(DIAL_WAIT, connecting).await {
             Err(_) => Err(DialError::Silent { peer: peer.clone(), addr: address }),
-            Ok(connected) => connected.map_err(|error| DialError::explain(&error, peer, address)),
+            Ok(Err(error)) => Err(DialError::explain(&error, peer, address)),
+            Ok(Ok(connection)) => match subject_at(&connection) {
+                Some((_, key)) if self.admits(peer, key, &connection) => Ok(connection),
+                Some(_) => Err(DialError::Denied { peer: peer.clone() }),
+                None => Err(failed("its certificate cannot be read".to_owned())),
+            },
         }
+    }
+
+    /// Closes the connection with a peer that is denied, now or as soon as it is.
+    fn admits(&self, peer: &PeerId, key: [u8; 32], connection: &Connection) -> bool {
+        let close =
+            |connection: &Connection| connection.close(code::DENIED, b"you are denied by the cluster's operator");
+        if self.denials.covers(peer, &key) {
+            close(connection);
+            return false;
+        }
+        let (denials, peer, connection) = (Arc::clone(&self.denials), peer.clone(), connection.clone());
+        tokio_uring::spawn(async move {
+            tokio::select! {
+                () = denials.wait_for(&peer, &key) => {
+                    tracing::warn!(%peer, "a connection is closed: a scheduler denies this peer");
+                    close(&connection);
+                }
+                _ = connection.closed() => {}
+            }
+        });
+        true
     }
 
     pub(super) fn shard(&self) -> u16 {
@@ -126,8 +164,9 @@ impl Endpoint {
         let why = match timeout(DIAL_WAIT, incoming).await {
             Err(_) => "no handshake in time".to_owned(),
             Ok(Err(error)) => error.to_string(),
-            Ok(Ok(connection)) => match peer_at(&connection) {
-                Some(peer) => return Some((peer, connection)),
+            Ok(Ok(connection)) => match subject_at(&connection) {
+                Some((peer, key)) if self.admits(&peer, key, &connection) => return Some((peer, connection)),
+                Some((peer, _)) => format!("{peer} is denied by a scheduler"),
                 None => {
                     connection.close(code::NAMELESS, b"your certificate names no peer");
                     "its certificate names no peer".to_owned()

@@ -112,9 +112,10 @@ fn peer_of(certificate: &CertificateDer<'_>) -> Option<PeerId> {
     PeerId::new(&authority::peer_name(certificate)?).ok()
 }
 
-/// Who is at the other end of a connection whose handshake is done.
-pub(super) fn peer_at(connection: &quinn::Connection) -> Option<PeerId> {
-    peer_of(&leaf_at(connection)?)
+/// Who is at the other end of a connection whose handshake is done, and the SHA-256 of its public key.
+pub(super) fn subject_at(connection: &quinn::Connection) -> Option<(PeerId, [u8; 32])> {
+    let leaf = leaf_at(connection)?;
+    Some((peer_of(&leaf)?, authority::certificate_key(&leaf)?))
 }
 
 /// When the certificate at the other end expires, in Unix seconds.

@@ -6,6 +6,7 @@
 
 mod announce;
 mod blame;
+pub mod denials;
 mod endpoint;
 mod expiry;
 mod fetch;
@@ -58,6 +59,8 @@ mod code {
     pub(super) const SILENT: VarInt = VarInt::from_u32(4);
     /// More is asked for on one link than there is room for.
     pub(super) const TOO_MUCH: VarInt = VarInt::from_u32(5);
+    /// The other end is denied by a scheduler.
+    pub(super) const DENIED: VarInt = VarInt::from_u32(7);
     /// A stream: the piece could not be read from disk.
     pub(super) const READ_FAILED: VarInt = VarInt::from_u32(6);
 }

@@ -83,7 +83,8 @@ impl Peer {
     pub(crate) fn start_with(identity: &Identity, name: &str, uploads: u32, rate: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let exchange = Arc::new(Exchange::default());
-        let endpoint = Rc::new(Endpoint::bind(identity, options()).unwrap());
+        let endpoint = Endpoint::bind(identity, options()).unwrap().with_denials(Arc::clone(&exchange.denials));
+        let endpoint = Rc::new(endpoint);
         let store = open(dir.path());
         let limits = Uploads::new(Arc::clone(&exchange), uploads, rate);
         tokio_uring::spawn(Rc::clone(&endpoint).serve(Arc::clone(&store), limits, Tracer::default()));

@@ -74,10 +74,10 @@ impl SchedulerProcess {
         self.daemon().as_ref().map_or(Ok(()), Daemon::thaw)
     }
 
-    /// A file with a fresh join token that is good for `ttl`, as in `24h`.
+    /// A file with a fresh join token that is good for `ttl`, as in `24h`, for any number of nodes.
     pub fn token(&self, ttl: &str) -> Result<PathBuf, LabError> {
         let mut command = self.host.netns().command(&self.binary);
-        command.arg("token").arg("--data-dir").arg(self.data_dir()).args(["--ttl", ttl]);
+        command.arg("token").arg("--data-dir").arg(self.data_dir()).args(["--reusable", "--ttl", ttl]);
         let token = run(&mut command)?;
         let path = self.folder.join(format!("token-{}", serial()));
         fs::write(&path, token).map_err(|source| LabError::file(&path, source))?;

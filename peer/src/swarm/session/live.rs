@@ -22,7 +22,7 @@ use crate::{
     store::Store,
     swarm::exchange::{Exchange, Return, Said, Spreading, Standing, Told},
     task::TaskId,
-    wire::PeerId,
+    wire::{PeerId, denials::DeniedPeers},
 };
 
 /// For the scheduler's Welcome.
@@ -222,6 +222,13 @@ impl Live {
                 self.queue(convert::message(Body::Pong(proto::Pong { nonce: ping.nonce }))).await
             }
             Some(Message::Welcome(_)) => Err(End::Nonsense("a second Welcome")),
+            Some(Message::Denied(denied)) => {
+                let list =
+                    DeniedPeers::new(denied.names, &denied.keys).ok_or(End::Nonsense("too many denied peers"))?;
+                tracing::info!(names_and_keys = list.len(), "the scheduler says who is denied");
+                self.exchange.denials.replace(self.seat, list);
+                Ok(())
+            }
             // A certificate is renewed by Join; what has no body is of a later protocol.
             Some(Message::Renewed(_)) | None => Ok(()),
         }

@@ -134,11 +134,82 @@ async fn a_piece_that_leaves_the_store_is_told_and_a_new_session_replaces_the_fi
     until(|| (running.scheduler.status().tasks == 0).then_some(())).await;
 
     let (log, _guard) = Log::start(tracing::Level::INFO);
-    let twin = Node::start("node-a", running.address, Some(token));
+    // Another machine with the same name gets nothing, whatever its token; one with a copy of the data directory is the same node.
+    let stranger = Node::start("node-a", running.address, Some(token.clone()));
+    stranger.fails_with(&["belongs to another key", "swarm.name", "forget node-a"]).await;
+    let copy = copy_of_identity(&a);
+    let twin = Node::over(copy, "node-a", running.address, Some(token));
     twin.up().await;
     log.shows("a second session replaces the first").await;
-    a.fails_with(&["replaced by a newer session"]).await;
+    a.fails_with(&["replaced by a newer session", "a name of its own"]).await;
     assert_eq!(running.scheduler.status().peers, 1);
+    assert!(stranger.identity.borrow().is_none());
+}
+
+/// A data directory with the key and the certificate of another node.
+fn copy_of_identity(node: &Node) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("swarm")).unwrap();
+    for file in ["peer.key", "peer.pem"] {
+        std::fs::copy(node.dir.path().join("swarm").join(file), dir.path().join("swarm").join(file)).unwrap();
+    }
+    dir
+}
+
+#[tokio::test]
+async fn a_node_that_is_denied_loses_its_session_and_the_others_are_told() {
+    use pondhawk_scheduler::authority::certificate_key;
+    let state = tempfile::tempdir().unwrap();
+    let running = Running::new(&state).await;
+    let token = running.token(state.path());
+    let (a, b) = (
+        Node::start("node-a", running.address, Some(token.clone())),
+        Node::start("node-b", running.address, Some(token)),
+    );
+    a.up().await;
+    b.up().await;
+    let key = certificate_key(&a.identity.borrow().as_ref().unwrap().chain[0]).unwrap();
+    let id = PeerId::new("node-a").unwrap();
+    assert!(!b.exchange.denials.covers(&id, &key));
+    let manage = |words: &[&str]| {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(subcommand)]
+            command: pondhawk_scheduler::registry::command::RegistryCommand,
+        }
+        let line = Line::parse_from(std::iter::once(&"test").chain(words));
+        line.command.run(state.path(), None).unwrap()
+    };
+    manage(&["deny", "node-a", "--reason", "stolen"]);
+    a.fails_with(&["node-a", "is denied on the scheduler (stolen)"]).await;
+    until(|| b.exchange.denials.covers(&id, &[0; 32]).then_some(())).await;
+    assert!(b.exchange.denials.covers(&PeerId::new("node-x").unwrap(), &key), "its key under any name");
+    assert!(manage(&["denied"]).contains("stolen"));
+    manage(&["allow", "node-a"]);
+    a.up().await;
+    until(|| (!b.exchange.denials.covers(&id, &key)).then_some(())).await;
+    // The name of a machine whose key was lost is released, and then another key takes it.
+    manage(&["forget", "node-a"]);
+    a.fails_with(&["was released"]).await;
+    let again = Node::start("node-a", running.address, Some(running.token(state.path())));
+    again.up().await;
+    a.fails_with(&["belongs to another key"]).await;
+}
+
+#[tokio::test]
+async fn a_token_for_one_node_lets_no_second_one_in() {
+    use pondhawk_scheduler::authority::TokenTerms;
+    let state = tempfile::tempdir().unwrap();
+    let running = Running::new(&state).await;
+    let now = crate::swarm::session::status::unix_now();
+    let token = running.scheduler.authority().limited_token(now, HOUR, &TokenTerms::single_use()).unwrap();
+    let token = write_token(state.path(), &token);
+    let first = Node::start("node-a", running.address, Some(token.clone()));
+    first.up().await;
+    let second = Node::start("node-b", running.address, Some(token));
+    second.fails_with(&["refused to let this node join", "used as often as it may be", "--reusable"]).await;
+    assert!(second.identity.borrow().is_none());
 }
 
 #[tokio::test]

@@ -193,14 +193,17 @@ async fn a_scheduler_that_is_not_there_is_named() {
 
 /// Says Hello, then `messages`; gives the status that ends the session.
 async fn end_of_session(running: &Running, messages: Vec<Body>) -> tonic::Status {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    // A name belongs to one key, and each session here has a key of its own.
+    let name = format!("node-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
     let authority = running.scheduler.authority();
-    let own = identity(authority, "node-a", OffsetDateTime::now_utc());
+    let own = identity(authority, &name, OffsetDateTime::now_utc());
     let root = Trust::Root(authority.ca().clone());
     let link = soon(channel::connect(&running.address.to_string(), &root, Some(&own))).await.unwrap();
     let hello = Body::Hello(Hello {
         protocol_min: 1,
         protocol_max: 1,
-        name: "node-a".to_owned(),
+        name,
         quic_address: "0.0.0.0:65010".to_owned(),
         ..Hello::default()
     });
