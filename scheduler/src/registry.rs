@@ -50,7 +50,7 @@ pub enum RegistryError {
 pub struct PeerRegistry {
     dir: PathBuf,
     entries: watch::Sender<Arc<Entries>>,
-    /// Changes when somebody may have lost its place.
+    /// Changes when a peer may have lost its place.
     withdrawn: watch::Sender<Arc<[Denial]>>,
     requests: mpsc::Sender<Request>,
     queue: tokio::sync::Mutex<mpsc::Receiver<Request>>,
@@ -116,7 +116,7 @@ impl PeerRegistry {
         Ok(())
     }
 
-    /// The denials, whenever somebody may have lost its place: by a denial, or because its name was released.
+    /// The denials, whenever a peer may have lost its place: by a denial, or because its name was released.
     pub(crate) fn withdrawals(&self) -> watch::Receiver<Arc<[Denial]>> {
         self.withdrawn.subscribe()
     }
@@ -186,7 +186,7 @@ impl PeerRegistry {
         }
         let withdraws = entries.withdraws_from(&before);
         let denials: Option<Arc<[Denial]>> = withdraws.then(|| match entries.denials == before.denials {
-            // The same list again is told by being the same.
+            // Sessions compare the list, and send it only when it differs.
             true => self.withdrawn.borrow().clone(),
             false => entries.denials.as_slice().into(),
         });

@@ -45,7 +45,7 @@ impl DeniedPeers {
         self.names.len() + self.keys.len()
     }
 
-    /// Whether nobody is denied.
+    /// Whether the list has no entry.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -621,7 +621,7 @@ pub struct Ping {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
 }
-/// Peers that take no part in the cluster: whoever is told ends its connections with them and opens and accepts no others. Each
+/// Peers that take no part in the cluster: the receiver ends its connections with them and opens and accepts no others. Each
 /// message takes the place of the one before; sent after Welcome unless it is empty, and whenever it changes. A peer with
 /// several schedulers obeys all of them. At most 1024 entries in all.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

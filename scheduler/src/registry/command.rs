@@ -75,7 +75,7 @@ impl RegistryCommand {
             }
             Self::Deny(deny) => {
                 change(dir, shared, Change::Deny(deny.peer.clone(), deny.reason.clone()))?;
-                Ok("denied: nodes are told within a minute\n".to_owned())
+                Ok("denied: schedulers and nodes end its connections within a minute\n".to_owned())
             }
             Self::Allow(allow) => {
                 change(dir, shared, Change::Allow(allow.peer.clone()))?;

@@ -158,7 +158,7 @@ impl Admission {
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Admit(Admission),
-    /// The name's next owner is whoever brings a token.
+    /// The next peer that joins under the name with a token owns it.
     Release(String),
     Deny(PeerSubject, String),
     Allow(PeerSubject),

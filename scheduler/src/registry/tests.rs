@@ -60,8 +60,8 @@ fn a_released_name_is_for_the_next_token_and_not_for_the_key_that_had_it() {
     assert_eq!(admit(&mut entries, NOW, admission("node-a", A, None)), released());
     admit(&mut entries, NOW, admission("node-a", B, reusable())).unwrap();
     assert_eq!(entries.check("node-a", &A), taken());
-    let nobody = apply(&mut entries, NOW, Change::Release("node-x".to_owned()));
-    assert_eq!(nobody, Err(RegistryRefusal::NoSuchName("node-x".to_owned())));
+    let unknown = apply(&mut entries, NOW, Change::Release("node-x".to_owned()));
+    assert_eq!(unknown, Err(RegistryRefusal::NoSuchName("node-x".to_owned())));
 }
 
 #[test]

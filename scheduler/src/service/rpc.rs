@@ -102,7 +102,7 @@ impl Rpc {
             }
             None => return Err(Status::unauthenticated("neither a join token nor a certificate of this cluster")),
         };
-        // Signed first: that checks that the peer has the key. Nobody gets the certificate before the name is recorded.
+        // Signed first: that checks that the peer has the key. The certificate leaves only after the name is recorded.
         let signed = self.sign(&request.name, &request.csr)?;
         let key = request_key(&request.csr).map(KeyDigest);
         let key = key.ok_or_else(|| Status::invalid_argument(AuthorityError::Request.to_string()))?;

@@ -322,7 +322,7 @@ fn a_task_is_doubted_once_in_two_minutes() {
 }
 
 #[test]
-fn strangers_of_a_task_ban_nobody_and_open_no_dispute() {
+fn strangers_of_a_task_cause_no_ban_and_open_no_dispute() {
     let (mut cluster, peers) = crowd(3);
     cluster.handle(at(1), peers[0], reported(4, 1));
     // Two identities that took no part, though they are known and want something else.
