@@ -205,11 +205,11 @@ fn main() -> ExitCode {
         Command::Token(token) => print_token(&token),
         Command::Ca(ca) => print_ca(&ca),
         Command::PageToken(token) => print_page_token(&token),
-        Command::Forget(of) => manage(RegistryCommand::Forget(of.command), &of.state, &of.shared),
-        Command::Deny(of) => manage(RegistryCommand::Deny(of.command), &of.state, &of.shared),
-        Command::Allow(of) => manage(RegistryCommand::Allow(of.command), &of.state, &of.shared),
-        Command::Denied(of) => manage(RegistryCommand::Denied, &of.state, &of.shared),
-        Command::Peers(of) => manage(RegistryCommand::Peers, &of.state, &of.shared),
+        Command::Forget(of) => manage(&RegistryCommand::Forget(of.command), &of.state, &of.shared),
+        Command::Deny(of) => manage(&RegistryCommand::Deny(of.command), &of.state, &of.shared),
+        Command::Allow(of) => manage(&RegistryCommand::Allow(of.command), &of.state, &of.shared),
+        Command::Denied(of) => manage(&RegistryCommand::Denied, &of.state, &of.shared),
+        Command::Peers(of) => manage(&RegistryCommand::Peers, &of.state, &of.shared),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -308,7 +308,7 @@ fn print_page_token(token: &PageToken) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{}", page::token(dir, false)?).context("cannot write the token")
 }
 
-fn manage(command: RegistryCommand, state: &State, shared: &StateFlags) -> anyhow::Result<()> {
+fn manage(command: &RegistryCommand, state: &State, shared: &StateFlags) -> anyhow::Result<()> {
     let text = command.run(&state.data_dir, Some(shared))?;
     io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }

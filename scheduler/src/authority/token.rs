@@ -113,7 +113,7 @@ fn limited(uses: &str, name: &str) -> Result<TokenTerms, TokenError> {
 }
 
 fn text_of(digits: &str) -> Option<String> {
-    if !digits.is_ascii() || digits.len() % 2 != 0 {
+    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;
     }
     let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).ok();

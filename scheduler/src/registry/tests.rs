@@ -21,13 +21,13 @@ fn reusable() -> Option<TokenGrant> {
     token(TokenTerms::reusable())
 }
 
-fn apply(entries: &mut Entries, now: u64, change: Change) -> Result<(), RegistryRefusal> {
+fn apply(entries: &mut Entries, now: u64, change: &Change) -> Result<(), RegistryRefusal> {
     entries.purge(now);
-    entries.apply(&change, now, Bounds::DIRECTORY)
+    entries.apply(change, now, Bounds::DIRECTORY)
 }
 
 fn admit(entries: &mut Entries, now: u64, admission: Admission) -> Result<(), RegistryRefusal> {
-    apply(entries, now, Change::Admit(admission))
+    apply(entries, now, &Change::Admit(admission))
 }
 
 fn taken() -> Result<(), RegistryRefusal> {
@@ -53,14 +53,14 @@ fn a_released_name_is_for_the_next_token_and_not_for_the_key_that_had_it() {
     let mut entries = Entries::default();
     admit(&mut entries, NOW, admission("node-a", A, reusable())).unwrap();
     let before = entries.clone();
-    apply(&mut entries, NOW, Change::Release("node-a".to_owned())).unwrap();
+    apply(&mut entries, NOW, &Change::Release("node-a".to_owned())).unwrap();
     assert!(entries.withdraws_from(&before));
     let released = || Err(RegistryRefusal::Released("node-a".to_owned()));
     assert_eq!(entries.check("node-a", &A), released());
     assert_eq!(admit(&mut entries, NOW, admission("node-a", A, None)), released());
     admit(&mut entries, NOW, admission("node-a", B, reusable())).unwrap();
     assert_eq!(entries.check("node-a", &A), taken());
-    let unknown = apply(&mut entries, NOW, Change::Release("node-x".to_owned()));
+    let unknown = apply(&mut entries, NOW, &Change::Release("node-x".to_owned()));
     assert_eq!(unknown, Err(RegistryRefusal::NoSuchName("node-x".to_owned())));
 }
 
@@ -82,18 +82,18 @@ fn a_token_is_used_once_and_again_only_by_the_node_that_used_it() {
 fn a_name_is_denied_with_its_key_and_a_key_under_every_name() {
     let mut entries = Entries::default();
     admit(&mut entries, NOW, admission("node-a", A, reusable())).unwrap();
-    apply(&mut entries, NOW, Change::Deny("node-a".parse().unwrap(), "stolen\n".to_owned())).unwrap();
+    apply(&mut entries, NOW, &Change::Deny("node-a".parse().unwrap(), "stolen\n".to_owned())).unwrap();
     let why = admit(&mut entries, NOW, admission("node-a", A, None)).unwrap_err().to_string();
     assert!(why.contains("node-a") && why.contains("(stolen)") && why.contains("allow"), "{why}");
     let elsewhere = admit(&mut entries, NOW, admission("node-b", A, reusable())).unwrap_err();
     assert!(elsewhere.to_string().contains("key is denied"), "{elsewhere}");
-    apply(&mut entries, NOW, Change::Allow("node-a".parse().unwrap())).unwrap();
+    apply(&mut entries, NOW, &Change::Allow("node-a".parse().unwrap())).unwrap();
     admit(&mut entries, NOW, admission("node-a", A, None)).unwrap();
     let key: PeerSubject = A.to_string().to_uppercase().parse().unwrap();
-    apply(&mut entries, NOW, Change::Deny(key.clone(), String::new())).unwrap();
+    apply(&mut entries, NOW, &Change::Deny(key.clone(), String::new())).unwrap();
     assert!(entries.check("node-b", &A).is_err() && entries.check("node-b", &B).is_ok());
-    apply(&mut entries, NOW, Change::Allow(key)).unwrap();
-    assert!(apply(&mut entries, NOW, Change::Allow("node-a".parse().unwrap())).is_err());
+    apply(&mut entries, NOW, &Change::Allow(key)).unwrap();
+    assert!(apply(&mut entries, NOW, &Change::Allow("node-a".parse().unwrap())).is_err());
 }
 
 #[test]
