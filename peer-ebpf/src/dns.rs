@@ -2,14 +2,24 @@
 //!
 //! The question decides whether an answer is wanted; then every A and AAAA record in it counts, so that a chain of
 //! CNAMEs needs no following. Runs on every packet that comes in, so it leaves early.
+//!
+//! An answer counts only at a socket that asked its sender, and only for the network namespace of that socket: anything can
+//! send packets from port 53, and what a namespace's own name server says must not steer the connections of others. The
+//! identifier of the message is not compared: the question is not seen on its way out, and a sender that has to forge the
+//! name server's address and guess the socket's port gains one destination that the node still has to prove. Where a load
+//! balancer in the kernel replaces the name server's address after these programs ran, its answers are not recognised.
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::SkBuffContext};
-use pondhawk_ebpf::{Address, Decision, MAX_LEARNT_SECONDS, MIN_LEARNT_SECONDS, SUFFIX_LEN};
+use pondhawk_ebpf::{
+    Address, DNS_PORT, Decision, DnsQuery, MAX_LEARNT_SECONDS, MIN_LEARNT_SECONDS, NamespaceAddress, SUFFIX_LEN,
+};
 
-use crate::{kernel::now, maps};
+use crate::{
+    kernel::{Connect, now, packet_cookie},
+    maps,
+};
 
 const IPPROTO_UDP: u8 = 17;
-const DNS_PORT: [u8; 2] = [0, 53];
 const UDP_HEADER: usize = 8;
 const DNS_HEADER: usize = 12;
 /// More labels than any host name that a suffix is configured for.
@@ -22,6 +32,14 @@ const MAX_ANSWERS: usize = 24;
 const MAX_OFFSET: usize = 0xffff;
 const NANOS: u64 = 1_000_000_000;
 
+/// Remembers which name server a socket asks.
+#[inline(always)]
+pub(crate) fn record_query(call: &Connect<'_>, server: &Address) {
+    if call.protocol() == u32::from(IPPROTO_UDP) {
+        maps::record_query(&DnsQuery { socket_cookie: call.cookie(), server: *server }, call.netns_cookie());
+    }
+}
+
 /// Takes the addresses from a packet that is a DNS answer for a wanted name.
 #[inline(always)]
 pub(crate) fn overhear(packet: &SkBuffContext) {
@@ -29,11 +47,26 @@ pub(crate) fn overhear(packet: &SkBuffContext) {
         && let Some(answers) = answer_count(packet, dns)
         && let Some(end) = question_end(packet, dns + DNS_HEADER)
         && is_wanted(packet, dns + DNS_HEADER, end)
-        // QTYPE and QCLASS follow the name.
-        && read_answers(packet, end + 5, answers).is_none()
     {
-        maps::count(Decision::DnsMalformed);
+        let Some(netns_cookie) = asker(packet) else {
+            maps::count(Decision::DnsUnasked);
+            return;
+        };
+        // QTYPE and QCLASS follow the name.
+        if read_answers(packet, end + 5, answers, netns_cookie).is_none() {
+            maps::count(Decision::DnsMalformed);
+        }
     }
+}
+
+/// The network namespace of the socket that the packet arrives at, if the socket asked the packet's sender.
+#[inline(always)]
+fn asker(packet: &SkBuffContext) -> Option<u64> {
+    let server = match packet.load::<u8>(0).ok()? >> 4 {
+        4 => Address::v4(packet.load::<u32>(12).ok()?),
+        _ => Address(packet.load::<[u32; 4]>(8).ok()?),
+    };
+    maps::asker(&DnsQuery { socket_cookie: packet_cookie(packet), server })
 }
 
 /// Where the DNS message starts, if this is UDP from port 53.
@@ -49,7 +82,7 @@ fn dns_offset(packet: &SkBuffContext) -> Option<usize> {
         _ => return None,
     };
     let source_port: [u8; 2] = packet.load(udp).ok()?;
-    (source_port == DNS_PORT).then_some(udp + UDP_HEADER)
+    (u16::from_be_bytes(source_port) == DNS_PORT).then_some(udp + UDP_HEADER)
 }
 
 /// How many answers follow, if this is a successful response to one question.
@@ -104,8 +137,10 @@ fn lower(word: u64) -> u64 {
 }
 
 /// Learns from the records; None if the message ends, or is odd, before they do.
+///
+/// The scope of an address is checked when it is connected to: its branches in this loop are too many for the verifier.
 #[inline(always)]
-fn read_answers(packet: &SkBuffContext, start: usize, answers: usize) -> Option<()> {
+fn read_answers(packet: &SkBuffContext, start: usize, answers: usize, netns_cookie: u64) -> Option<()> {
     let now = now();
     let mut offset = start;
     let mut record = 0;
@@ -123,7 +158,7 @@ fn read_answers(packet: &SkBuffContext, start: usize, answers: usize) -> Option<
         let len = u16::from_be_bytes([head[8], head[9]]);
         if let Some(address) = address(packet, data, [head[0], head[1]], len) {
             let seconds = u64::from(ttl).clamp(MIN_LEARNT_SECONDS, MAX_LEARNT_SECONDS);
-            maps::learn(&address, now + seconds * NANOS);
+            maps::record_answer(&NamespaceAddress { netns_cookie, address }, now + seconds * NANOS);
             maps::count(Decision::DnsLearnt);
         }
         offset = data + usize::from(len);

@@ -2,7 +2,10 @@
 
 use pondhawk_ebpf::{Decision, FlowKey};
 
-use crate::{kernel::Established, maps};
+use crate::{
+    kernel::{Established, now},
+    maps,
+};
 
 const ACTIVE_ESTABLISHED: u32 = 4;
 
@@ -24,6 +27,8 @@ pub(crate) fn established(event: &Established<'_>) {
     let (client, server) = event.addresses();
     let key = FlowKey { client, server, client_port: event.local_port(), server_port: event.remote_port() };
     let filed = maps::FLOWS.insert(key, original, 0);
+    let netns_cookie = original.source.netns_cookie;
+    maps::record_handshake(netns_cookie, now(), netns_cookie == config.netns_cookie);
     // An entry left behind is evicted as the least recently used.
     let _ = maps::PENDING.remove(cookie);
     maps::count(if filed.is_ok() { Decision::FlowEstablished } else { Decision::FlowLost });

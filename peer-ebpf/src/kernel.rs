@@ -10,13 +10,18 @@ use aya_ebpf::{
     bindings::{bpf_sock_addr, bpf_sock_ops},
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie,
-        bpf_ktime_get_ns,
+        bpf_ktime_get_ns, bpf_setsockopt,
     },
-    programs::{SockAddrContext, SockOpsContext},
+    programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
 use pondhawk_ebpf::{Address, Source};
 
 const AF_INET: u32 = 2;
+/// tcp(7): the level of TCP's options, and how often a SYN is sent again.
+const SOL_TCP: i32 = 6;
+const TCP_SYNCNT: i32 = 7;
+/// One more SYN after the first: `connect` gives up after three seconds instead of two minutes.
+const SYN_RETRIES: i32 = 1;
 
 /// One field of a context. The place expression must go through the context pointer that the kernel passed.
 macro_rules! read {
@@ -40,7 +45,14 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// A `connect` call under way.
+/// The number of the socket that a packet arrives at; 0: none.
+#[inline(always)]
+pub(crate) fn packet_cookie(packet: &SkBuffContext) -> u64 {
+    // SAFETY: the context which the kernel passed.
+    unsafe { bpf_get_socket_cookie(packet.as_ptr()) }
+}
+
+/// A `connect` call under way, or the `sendmsg` call of an unconnected UDP socket.
 pub(crate) struct Connect<'a> {
     ctx: &'a SockAddrContext,
     raw: *mut bpf_sock_addr,
@@ -102,14 +114,32 @@ impl<'a> Connect<'a> {
         unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
     }
 
-    /// Who calls.
+    /// The network namespace of the socket (`SO_NETNS_COOKIE`).
     #[inline(always)]
-    pub(crate) fn source(&self) -> Source {
-        // SAFETY: no arguments but the context which the kernel passed.
-        let (cgroup_id, netns_cookie, uid_gid) = unsafe {
-            (bpf_get_current_cgroup_id(), bpf_get_netns_cookie(self.ctx.as_ptr()), bpf_get_current_uid_gid())
-        };
+    pub(crate) fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context which the kernel passed.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    }
+
+    /// Who calls, from the network namespace that [`Connect::netns_cookie`] gave.
+    #[inline(always)]
+    pub(crate) fn source(&self, netns_cookie: u64) -> Source {
+        // SAFETY: no arguments, no side effects.
+        let (cgroup_id, uid_gid) = unsafe { (bpf_get_current_cgroup_id(), bpf_get_current_uid_gid()) };
         Source { cgroup_id, netns_cookie, uid: uid_gid as u32, padding: 0 }
+    }
+
+    /// Bounds how long the socket waits for the handshake (Linux 5.9): if its packets are dropped on the way to the node, the
+    /// client is to try again while it still has patience.
+    #[inline(always)]
+    pub(crate) fn limit_handshake(&self) {
+        let mut retries = SYN_RETRIES;
+        // SAFETY: the context which the kernel passed, and an integer of the length given that outlives the call. A failure
+        // leaves the socket as patient as it was.
+        unsafe {
+            let (value, len) = ((&raw mut retries).cast(), size_of::<i32>() as i32);
+            bpf_setsockopt(self.ctx.as_ptr(), SOL_TCP, TCP_SYNCNT, value, len);
+        }
     }
 
     /// Sends a `connect4` elsewhere: `address` is v4-mapped.

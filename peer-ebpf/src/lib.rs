@@ -9,13 +9,22 @@ pub mod user;
 
 /// Ports and protocols the programs care about.
 pub const HTTPS_PORT: u16 = 443;
+/// Where name servers answer.
+pub const DNS_PORT: u16 = 53;
 
 /// How many connections may be on their way between `connect` and the handshake's end.
 pub const MAX_PENDING: u32 = 8192;
 /// How many established flows may wait to be asked for by the node.
 pub const MAX_FLOWS: u32 = 8192;
-/// How many destination addresses are known at a time; the least recently used falls out.
-pub const MAX_LEARNT: u32 = 8192;
+/// How many destinations that the node resolved itself are known at a time. Only the node writes them.
+pub const MAX_KNOWN: u32 = 4096;
+/// How many destinations from overheard DNS answers are remembered at a time, all network namespaces together; the least
+/// recently used is evicted. A namespace that fills the map costs the others only what the node did not resolve itself.
+pub const MAX_OVERHEARD: u32 = 8192;
+/// How many questions to name servers are remembered at a time; the least recently used is evicted, and its answer ignored.
+pub const MAX_QUERIES: u32 = 8192;
+/// For how many network namespaces it is recorded whether the node can be reached from them.
+pub const MAX_NAMESPACES: u32 = 4096;
 /// How many sources may be bypassed at a time.
 pub const MAX_BYPASSED: u32 = 1024;
 /// How many host suffixes can be configured.
@@ -26,8 +35,16 @@ pub const SUFFIX_LEN: usize = 40;
 
 /// An address learnt from a DNS answer counts at least so long, whatever its TTL: clients keep addresses longer.
 pub const MIN_LEARNT_SECONDS: u64 = 300;
-/// And at most so long.
-pub const MAX_LEARNT_SECONDS: u64 = 86_400;
+/// And at most so long: content networks answer with a TTL of minutes, so a longer one is a mistake or an attack.
+pub const MAX_LEARNT_SECONDS: u64 = 3600;
+
+/// A redirected connection that has not reached the node after this long counts as lost. The node is on the same machine.
+pub const REACH_GRACE_NANOS: u64 = 2_000_000_000;
+/// While a network namespace cannot reach the node, one connection is redirected so often to find out whether it can again.
+pub const REACH_TRIAL_NANOS: u64 = 60_000_000_000;
+
+/// The value of the heartbeat while the node has too many connections to take more.
+pub const HEARTBEAT_PAUSED: u64 = 1;
 
 /// Redirect connections to learnt addresses.
 pub const MODE_DNS: u32 = 1;
@@ -55,22 +72,29 @@ impl Address {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
     }
 
-    /// 127.0.0.0/8 or `::1`.
+    /// How far the address reaches. IPv4 addresses count alike in their v4-mapped form and behind the NAT64 prefix
+    /// 64:ff9b::/96 (RFC 6052).
     #[inline(always)]
-    pub const fn is_loopback(&self) -> bool {
-        if self.is_v4() {
-            return u32::from_be(self.0[3]) >> 24 == 127;
+    pub const fn scope(&self) -> AddressScope {
+        let [first, second, third, last] =
+            [u32::from_be(self.0[0]), u32::from_be(self.0[1]), u32::from_be(self.0[2]), u32::from_be(self.0[3])];
+        let mapped = first == 0 && second == 0 && third == 0xffff;
+        let nat64 = first == 0x0064_ff9b && second == 0 && third == 0;
+        if mapped || nat64 {
+            return scope_v4(last);
         }
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
-    }
-
-    /// 169.254.0.0/16 or fe80::/10.
-    #[inline(always)]
-    pub const fn is_link_local(&self) -> bool {
-        if self.is_v4() {
-            return u32::from_be(self.0[3]) >> 16 == 0xa9fe;
+        // ::/96 has `::`, `::1` and the IPv4-compatible addresses, which Linux connects to no host.
+        let low = first == 0 && second == 0 && third == 0;
+        let link_local = first >> 22 == 0xfe80 >> 6;
+        let multicast = first >> 24 == 0xff;
+        if low || link_local || multicast {
+            return AddressScope::Local;
         }
-        u32::from_be(self.0[0]) >> 22 == 0xfe80 >> 6
+        // Unique local (RFC 4193) and the deprecated site-local addresses.
+        if first >> 25 == 0xfc >> 1 || first >> 22 == 0xfec0 >> 6 {
+            return AddressScope::Private;
+        }
+        AddressScope::Public
     }
 
     /// Compares word by word: `memcmp` is a call in BPF.
@@ -78,6 +102,75 @@ impl Address {
     pub const fn same(&self, other: &Self) -> bool {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3]) == 0
     }
+}
+
+/// How far an address reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AddressScope {
+    /// The host or the link that it is used on: unspecified, loopback, link-local, multicast, broadcast and reserved. Such a
+    /// destination is another one when the node connects to it in a client's place, so it is never redirected.
+    Local,
+    /// A private network (RFC 1918, RFC 4193) or one behind a carrier's NAT (RFC 6598).
+    Private,
+    /// Everything else.
+    Public,
+}
+
+/// The scope of an IPv4 address in host byte order.
+#[inline(always)]
+const fn scope_v4(address: u32) -> AddressScope {
+    let (eight, sixteen) = (address >> 24, address >> 16);
+    // 0.0.0.0 is the host itself to Linux; 224.0.0.0 and beyond are multicast, reserved and broadcast.
+    if eight == 0 || eight == 127 || sixteen == 0xa9fe || eight >= 224 {
+        return AddressScope::Local;
+    }
+    let shared = address >> 22 == 0x6440_0000 >> 22;
+    if eight == 10 || sixteen >> 4 == 0xac10 >> 4 || sixteen == 0xc0a8 || shared {
+        return AddressScope::Private;
+    }
+    AddressScope::Public
+}
+
+/// A destination as one network namespace means it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NamespaceAddress {
+    /// The network namespace (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
+    /// The destination.
+    pub address: Address,
+}
+
+/// A destination that a DNS answer gave. Times are CLOCK_MONOTONIC in nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AnswerRecord {
+    /// The end of its life.
+    pub until: u64,
+    /// Until then the node refuses to connect to it in a client's place, and connections to it go direct; 0: not refused.
+    pub refused_until: u64,
+}
+
+/// A question to a name server, as its answer is recognised by.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DnsQuery {
+    /// The cookie of the socket that asked.
+    pub socket_cookie: u64,
+    /// The name server.
+    pub server: Address,
+}
+
+/// Whether redirected connections from a network namespace arrive. Times are CLOCK_MONOTONIC in nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NamespaceReach {
+    /// The first redirected connection since one last arrived; 0: none is outstanding.
+    pub failing_since: u64,
+    /// The last connection that was redirected while others were outstanding.
+    pub last_trial: u64,
+    /// When a handshake was last finished; 0: never.
+    pub established: u64,
 }
 
 /// The node's settings, the only entry of `CONFIG`.
@@ -100,6 +193,10 @@ pub struct Config {
     pub node_v4: u32,
     /// The node's IPv6 address for other network namespaces.
     pub node_v6: Address,
+    /// 1 when destinations in private networks are redirected.
+    pub allow_private: u32,
+    /// Always 0.
+    pub padding: u32,
 }
 
 /// Who connects: the finest thing that the kernel tells for free and that outlives one process.
@@ -114,6 +211,16 @@ pub struct Source {
     pub uid: u32,
     /// Always 0.
     pub padding: u32,
+}
+
+impl Source {
+    /// All sources that share the limits of this one: in the node's own network namespace those of the same user, since
+    /// the machine's services are told apart by it; elsewhere the whole namespace, where users are its owner's to choose.
+    #[inline(always)]
+    pub const fn party(&self, own_netns: u64) -> Self {
+        let uid = if self.netns_cookie == own_netns { self.uid } else { u32::MAX };
+        Self { cgroup_id: 0, netns_cookie: self.netns_cookie, uid, padding: 0 }
+    }
 }
 
 /// Where a redirected connection was going, and who opened it.
@@ -162,7 +269,7 @@ pub enum Decision {
     OwnMark,
     /// Direct: it goes to the node's own listener anyway.
     LoopGuard,
-    /// Direct: an address that leads the node elsewhere, since it is link-local or another namespace's loopback.
+    /// Direct: an address that leads the node elsewhere ([`AddressScope::Local`]).
     LocalScope,
     /// Direct: the socket is bound to a device, through which the node cannot be reached.
     BoundToDevice,
@@ -182,11 +289,21 @@ pub enum Decision {
     DnsLearnt,
     /// A DNS answer for a name we want could not be read to its end.
     DnsMalformed,
+    /// Direct: the node has nearly as many connections as it may.
+    Paused,
+    /// Direct: an address in a private network, which the settings leave alone.
+    PrivateScope,
+    /// Direct: the first redirected connection of this network namespace is still under way.
+    Untried,
+    /// Direct: redirected connections of this network namespace do not arrive at the node.
+    Unreachable,
+    /// A DNS answer for a name we want was ignored, as its socket did not ask the sender.
+    DnsUnasked,
 }
 
 impl Decision {
     /// Every decision, in the order of the counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 21] = [
         Self::RedirectedV4,
         Self::RedirectedV6,
         Self::NotConfigured,
@@ -203,6 +320,11 @@ impl Decision {
         Self::FlowLost,
         Self::DnsLearnt,
         Self::DnsMalformed,
+        Self::Paused,
+        Self::PrivateScope,
+        Self::Untried,
+        Self::Unreachable,
+        Self::DnsUnasked,
     ];
 
     /// How many counters there are.
@@ -227,6 +349,11 @@ impl Decision {
             Self::FlowLost => "flow_lost",
             Self::DnsLearnt => "dns_learnt",
             Self::DnsMalformed => "dns_malformed",
+            Self::Paused => "paused",
+            Self::PrivateScope => "private_scope",
+            Self::Untried => "untried",
+            Self::Unreachable => "unreachable",
+            Self::DnsUnasked => "dns_unasked",
         }
     }
 }
@@ -237,10 +364,14 @@ mod tests {
 
     #[test]
     fn no_shared_type_has_padding() {
-        assert_eq!(size_of::<Config>(), 8 + 8 + 4 + 4 + 2 + 2 + 4 + 16);
+        assert_eq!(size_of::<Config>(), 8 + 8 + 4 + 4 + 2 + 2 + 4 + 16 + 4 + 4);
         assert_eq!(size_of::<Source>(), 8 + 8 + 4 + 4);
         assert_eq!(size_of::<Original>(), size_of::<Source>() + 16 + 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2);
+        assert_eq!(size_of::<NamespaceAddress>(), 8 + 16);
+        assert_eq!(size_of::<AnswerRecord>(), 8 + 8);
+        assert_eq!(size_of::<DnsQuery>(), 8 + 16);
+        assert_eq!(size_of::<NamespaceReach>(), 8 + 8 + 8);
     }
 
     #[test]
@@ -250,20 +381,47 @@ mod tests {
         }
     }
 
-    #[test]
-    fn link_local_is_told_in_both_families() {
-        assert!(Address::v4(u32::from_ne_bytes([169, 254, 169, 254])).is_link_local());
-        assert!(!Address::v4(u32::from_ne_bytes([169, 253, 0, 1])).is_link_local());
-        assert!(Address([0xfe80_0000_u32.to_be(), 0, 0, 1]).is_link_local());
-        assert!(Address([0xfebf_0000_u32.to_be(), 0, 0, 1]).is_link_local());
-        assert!(!Address([0xfec0_0000_u32.to_be(), 0, 0, 1]).is_link_local());
+    fn scope_of(text: &str) -> AddressScope {
+        let octets = match text.parse().unwrap() {
+            std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            std::net::IpAddr::V6(v6) => v6.octets(),
+        };
+        let word = |at: usize| u32::from_ne_bytes(octets[at..at + 4].try_into().unwrap());
+        Address([word(0), word(4), word(8), word(12)]).scope()
     }
 
     #[test]
-    fn loopback_is_told_in_both_families() {
-        assert!(Address::v4(u32::from_ne_bytes([127, 9, 9, 9])).is_loopback());
-        assert!(!Address::v4(u32::from_ne_bytes([128, 0, 0, 1])).is_loopback());
-        assert!(Address([0, 0, 0, 1_u32.to_be()]).is_loopback());
-        assert!(!Address::NONE.is_loopback());
+    fn an_address_that_means_another_host_to_the_node_is_local() {
+        let v4 = ["0.0.0.0", "0.1.2.3", "127.0.0.1", "127.9.9.9", "169.254.169.254", "224.0.0.1", "255.255.255.255"];
+        let v6 = ["::", "::1", "::7f00:1", "fe80::1", "febf::1", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"];
+        for text in v4.into_iter().chain(v6) {
+            assert_eq!(scope_of(text), AddressScope::Local, "{text}");
+        }
+    }
+
+    #[test]
+    fn private_networks_are_recognised_in_every_form() {
+        let v4 = ["10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "100.127.255.255"];
+        let v6 = ["fc00::1", "fdff::1", "fec0::1", "::ffff:10.9.0.1", "64:ff9b::a09:1"];
+        for text in v4.into_iter().chain(v6) {
+            assert_eq!(scope_of(text), AddressScope::Private, "{text}");
+        }
+    }
+
+    #[test]
+    fn all_other_addresses_are_public() {
+        let v4 = ["1.1.1.1", "11.0.0.1", "126.0.0.1", "128.0.0.1", "169.253.0.1", "172.15.0.1", "172.32.0.1"];
+        let more = ["100.63.0.1", "100.128.0.1", "192.167.0.1", "223.255.255.1", "2600:9000::1", "2001:db8::1"];
+        let embedded = ["::ffff:1.1.1.1", "64:ff9b::101:101"];
+        for text in v4.into_iter().chain(more).chain(embedded) {
+            assert_eq!(scope_of(text), AddressScope::Public, "{text}");
+        }
+    }
+
+    #[test]
+    fn users_are_told_apart_in_the_own_network_namespace_only() {
+        let source = Source { cgroup_id: 9, netns_cookie: 1, uid: 1000, padding: 0 };
+        assert_eq!(source.party(1), Source { cgroup_id: 0, ..source });
+        assert_eq!(source.party(2), Source { cgroup_id: 0, uid: u32::MAX, ..source });
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A connection's way: [`connect`] rewrites the destination and remembers the old one by socket cookie, [`flow`] files
 //! it under the connection's addresses once those are known, the node asks for it at accept. [`dns`] teaches [`connect`]
-//! which destinations are wanted. Every program lets everything pass: the worst it can do is not to redirect.
+//! which destinations are wanted: it records which socket asks which name server, and reads only the answers to that. Every program lets everything pass: the worst it can do is not to redirect.
 
 #![no_std]
 #![no_main]
@@ -17,6 +17,7 @@ use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock_addr, sock_ops},
     programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
+use pondhawk_ebpf::{DNS_PORT, HTTPS_PORT};
 
 /// The return value of every program: go on.
 const ALLOW: i32 = 1;
@@ -24,14 +25,44 @@ const ALLOW: i32 = 1;
 /// cgroup/connect4: before `connect` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 fn pondhawk_connect4(ctx: SockAddrContext) -> i32 {
-    connect::steer4(&kernel::Connect::new(&ctx));
+    let call = kernel::Connect::new(&ctx);
+    match call.port() {
+        HTTPS_PORT => connect::steer4(&call),
+        DNS_PORT => dns::record_query(&call, &call.destination4()),
+        _ => {}
+    }
     ALLOW
 }
 
 /// cgroup/connect6: before `connect` on an IPv6 socket, v4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 fn pondhawk_connect6(ctx: SockAddrContext) -> i32 {
-    connect::steer6(&kernel::Connect::new(&ctx));
+    let call = kernel::Connect::new(&ctx);
+    match call.port() {
+        HTTPS_PORT => connect::steer6(&call),
+        DNS_PORT => dns::record_query(&call, &call.destination6()),
+        _ => {}
+    }
+    ALLOW
+}
+
+/// cgroup/sendmsg4: before an unconnected UDP socket sends to an IPv4 address.
+#[cgroup_sock_addr(sendmsg4)]
+fn pondhawk_sendmsg4(ctx: SockAddrContext) -> i32 {
+    let call = kernel::Connect::new(&ctx);
+    if call.port() == DNS_PORT {
+        dns::record_query(&call, &call.destination4());
+    }
+    ALLOW
+}
+
+/// cgroup/sendmsg6: before an unconnected UDP socket sends to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+fn pondhawk_sendmsg6(ctx: SockAddrContext) -> i32 {
+    let call = kernel::Connect::new(&ctx);
+    if call.port() == DNS_PORT {
+        dns::record_query(&call, &call.destination6());
+    }
     ALLOW
 }
 

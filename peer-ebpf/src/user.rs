@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use crate::{Address, Config, FlowKey, Original, Source};
+use crate::{Address, AnswerRecord, Config, FlowKey, NamespaceAddress, NamespaceReach, Original, Source};
 
 // SAFETY: `repr(C)` or `repr(transparent)` over integers, without padding (the crate's tests sum the fields up), and
 // every bit pattern is a value.
@@ -14,7 +14,13 @@ unsafe impl aya::Pod for Address {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Config {}
 // SAFETY: as above.
+unsafe impl aya::Pod for AnswerRecord {}
+// SAFETY: as above.
 unsafe impl aya::Pod for FlowKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for NamespaceAddress {}
+// SAFETY: as above.
+unsafe impl aya::Pod for NamespaceReach {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Original {}
 // SAFETY: as above.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | GET /metrics | OpenMetrics text |
 //! | GET /healthz | 200 while the process answers |
-//! | GET /readyz | 200, or 503 with a reason a line |
+//! | GET /readyz | 200 with what is degraded a line, or 503 with a reason a line |
 //! | GET /debug/pprof/profile?seconds=N | CPU profile, pprof's protobuf; one at a time, 1 to 60 s |
 //! | GET /v1/status | [`Status`] as JSON |
 //! | GET /v1/tasks[?label=HOST/PATH] | [`Task`]s as a JSON list, all or those of this label |
@@ -57,6 +57,13 @@ pub trait Control: Send + Sync + 'static {
 
     /// Why the node should get no traffic, a line each: draining, a shard that is not up; none if it is ready.
     fn unready(&self) -> Vec<String>;
+
+    /// What works less well than it could while the node is ready, a line each. It does not make the node unready: what the
+    /// interception does not take goes direct, and a pod that blocks the node's port for itself, or holds many connections,
+    /// must not take the node away from others.
+    fn degraded(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The port cannot be opened: the configuration or another process is to blame.

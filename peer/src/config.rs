@@ -132,8 +132,9 @@ section! {
         /// Default null: the whole machine is served.
         cgroup: Option<PathBuf> = None,
         /// How a connection is chosen: dns takes those to addresses that DNS answers gave for `hosts`; all takes every
-        /// connection to port 443 and lets the server name in its first bytes decide. Cost of all: connections that are
-        /// not ours pass through this process. Default dns: what is not ours is not touched.
+        /// connection to port 443 of the node's own network namespace and lets the server name in its first bytes decide; from
+        /// other namespaces (pods) it takes the same as dns. Cost of all: connections that are not ours pass through this
+        /// process. Default dns: what is not ours is not touched.
         mode: InterceptMode = InterceptMode::Dns,
         /// The hosts whose downloads are served: at most 16 names of at most 63 characters; a name stands for itself and for
         /// every name below it. The node's certificate authority is constrained to them: after a change `pondhawk ca install`
@@ -403,8 +404,10 @@ section! {
         /// How long a client may take nothing in the middle of a reply before it is cut off. Unit: time. Cost of more: a reply
         /// holds a buffer. Default 60s.
         send_stall: Period = Period::secs(60),
-        /// Client connections at a time, all ways in together; more are closed at once. Unit: connections. Cost: about 4 KiB
-        /// each when idle. Default 16384.
+        /// Client connections at a time, all ways in together. A client may hold a quarter of them: an intercepted one is a
+        /// local user or a network namespace, one of the proxy port an address (a /64 of IPv6; all of this machine together
+        /// three quarters). Beyond that, and when seven eighths of all are open, intercepted clients go direct, and connections
+        /// to the proxy port are closed. Unit: connections. Cost: about 4 KiB each when idle. Default 16384.
         connections: u32 = 16384,
         /// Downloads from origins at a time; what is asked for beyond them is passed through and not kept. Unit: tasks. Cost:
         /// up to origin.connections_per_host connections each. Default 64.

@@ -18,6 +18,7 @@ pub mod wire;
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod connections;
 pub mod expiring;
 pub mod flight;
 pub mod limits;

@@ -19,7 +19,9 @@ use prometheus_client::{
 use serde::{Deserialize, Serialize};
 
 use label::Label;
-pub use label::{BypassReason, Direction, HandshakeFailure, OriginAnswer, Outcome, Party, PassReason, Source, Way};
+pub use label::{
+    BypassReason, Direction, HandshakeFailure, OriginAnswer, Outcome, Party, PassReason, PassRefusal, Source, Way,
+};
 pub use scraped::{Scraped, StoreGauges, SwarmGauges};
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -44,6 +46,7 @@ pub struct Metrics {
     handshake_failures: Counters<1>,
     passthrough: Counters<1>,
     passthrough_bytes: Counters<1>,
+    pass_refusals: Counters<1>,
     connections: [Gauge; 2],
     connections_refused: Counter,
     tasks_done: Counter,
@@ -101,12 +104,7 @@ impl Metrics {
                 "Bytes that did not match their digest, by who gave them",
                 "party",
             ),
-            bypasses: one::<BypassReason>(
-                r,
-                "bypasses",
-                "Clients let through directly because they do not trust the node's certificate authority",
-                "reason",
-            ),
+            bypasses: one::<BypassReason>(r, "bypasses", "Clients let through directly, by reason", "reason"),
             handshake_failures: one::<HandshakeFailure>(
                 r,
                 "tls_handshake_failures",
@@ -120,11 +118,17 @@ impl Metrics {
                 "reason",
             ),
             passthrough_bytes: one::<Direction>(r, "passthrough_bytes", "Bytes led through untouched", "direction"),
+            pass_refusals: one::<PassRefusal>(
+                r,
+                "passthrough_refusals",
+                "Intercepted connections closed because the node does not connect to their destination, by reason",
+                "reason",
+            ),
             connections: open_connections(r),
             connections_refused: counter(
                 r,
                 "connections_refused",
-                "Connections closed because limits.connections are open",
+                "Connections closed because their client, or all together, hold as many as they may",
             ),
             tasks_done: counter(r, "tasks_done", "Downloads that ended with every byte held and verified"),
             tasks_failed: counter(r, "tasks_failed", "Downloads that were given up"),
@@ -190,6 +194,11 @@ impl Metrics {
     /// A connection is led through untouched.
     pub fn passthrough(&self, reason: PassReason) {
         self.passthrough.0[reason.slot()].inc();
+    }
+
+    /// An intercepted connection was closed instead of passed on.
+    pub fn pass_refusal(&self, reason: PassRefusal) {
+        self.pass_refusals.0[reason.slot()].inc();
     }
 
     /// `bytes` of a connection led through.

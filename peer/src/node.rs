@@ -8,7 +8,7 @@ mod reload;
 use std::{
     cell::RefCell,
     rc::Rc,
-    sync::{Arc, Barrier, mpsc},
+    sync::{Arc, Barrier, atomic::AtomicUsize, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::{
     authorize::{Authorizer, PublicRuleError},
     config::Config,
+    connections::{ClientKey, Connections},
     fetch::Tasks,
     http::{
         connection, mirror,
@@ -28,12 +29,12 @@ use crate::{
         tunnel::Distrusting,
         users::{Users, UsersError},
     },
-    intercept::{InterceptError, Interceptor, Trust, listener, local},
+    intercept::{DestinationProofs, InterceptError, Interceptor, ServedHosts, Trust, Warnings, listener, local},
     limits,
     metrics::{Metrics, Way},
     preheat::{self, Preheats},
     replaceable::{Replaceable, TooOften},
-    shard::{Connections, Pulses, Shard},
+    shard::{Pulses, Shard},
     store::{Store, StoreError},
     swarm::{Origin, TrustError, upstream::UpstreamError},
     task::id::Rules,
@@ -183,8 +184,18 @@ pub struct Node {
     pub interceptor: Result<Arc<Interceptor>, String>,
     /// Which intercepted clients trust the node.
     pub trust: Trust,
+    /// Which destinations connections may be passed on to.
+    pub proofs: DestinationProofs,
+    /// Hosts that were asked for lately.
+    pub served: ServedHosts,
+    /// When clients last caused which warning.
+    pub warnings: Warnings,
+    /// How many network namespaces cannot reach the intercept port.
+    pub unreachable: AtomicUsize,
     /// Clients' connections.
     pub connections: Arc<Connections>,
+    /// Intercepted connections beyond those, which are passed on.
+    pub reserve: Arc<Connections>,
     /// Whether the shards are alive.
     pub pulses: Pulses,
     /// What the kernel can do.
@@ -333,25 +344,36 @@ async fn accept(shard: Rc<Shard>, listener: Listener, way: Way) {
 }
 
 fn take(shard: &Rc<Shard>, socket: Socket, way: Way) {
-    let Some(place) = shard.node.connections.enter() else {
+    let shard = Rc::clone(shard);
+    if let (Ok(interceptor), Way::Intercept) = (&shard.node.interceptor, way) {
+        let interceptor = Arc::clone(interceptor);
+        // Whose place it takes is known only once its flow is.
+        tokio_uring::spawn(listener::intercepted(shard, interceptor, socket));
+        return;
+    }
+    let Ok(place) = shard.node.connections.admit(client_key(&socket)) else {
         shard.node.metrics.connection_refused();
         return;
     };
     let counted = shard.node.metrics.connection(way);
-    let shard = Rc::clone(shard);
     tokio_uring::spawn(async move {
-        match (&shard.node.interceptor, way) {
-            (Ok(interceptor), Way::Intercept) => {
-                let interceptor = Arc::clone(interceptor);
-                listener::intercepted(shard, interceptor, socket).await;
-            }
-            _ if socket.is_unix() => local::local(shard, socket).await,
-            _ => {
-                let stall = shard.node.config.limits.send_stall.get();
-                let transport = Transport::plain(socket, shard.pool.clone(), stall);
-                connection::serve(shard, transport, Arrival::Proxy, || {}).await;
-            }
+        if socket.is_unix() {
+            local::local(shard, socket).await;
+        } else {
+            let stall = shard.node.config.limits.send_stall.get();
+            let transport = Transport::plain(socket, shard.pool.clone(), stall);
+            connection::serve(shard, transport, Arrival::Proxy, || {}).await;
         }
         drop((counted, place));
     });
+}
+
+/// Whose share of the connections one to the proxy port or the Unix socket counts against.
+fn client_key(socket: &Socket) -> ClientKey {
+    if !socket.is_unix() {
+        return ClientKey::of_peer(socket.peer_addr().ip());
+    }
+    // A peer in a user namespace that has no id here is one like all such.
+    let uid = rustix::net::sockopt::socket_peercred(socket).map_or(u32::MAX, |peer| peer.uid.as_raw());
+    ClientKey::User(uid)
 }

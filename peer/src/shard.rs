@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -64,61 +64,9 @@ impl Pulses {
     }
 }
 
-/// The connections open at a time, all shards together.
-pub struct Connections {
-    open: AtomicUsize,
-    max: AtomicUsize,
-}
-
-impl Connections {
-    /// At most `max`.
-    pub fn new(max: usize) -> Self {
-        Self { open: AtomicUsize::new(0), max: AtomicUsize::new(max) }
-    }
-
-    /// Another bound for those to come; none that is open is closed.
-    pub fn set_max(&self, max: usize) {
-        self.max.store(max, Ordering::Relaxed);
-    }
-
-    /// A place for one more, until the guard drops.
-    pub fn enter(self: &Arc<Self>) -> Option<Place> {
-        let max = self.max.load(Ordering::Relaxed);
-        let entered =
-            self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < max).then_some(open + 1));
-        entered.ok().map(|_| Place(Arc::clone(self)))
-    }
-
-    /// How many are open.
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::Acquire)
-    }
-}
-
-/// One open connection.
-pub struct Place(Arc<Connections>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_bound_on_connections_holds_and_places_come_back() {
-        let connections = Arc::new(Connections::new(1));
-        let place = connections.enter().unwrap();
-        assert!(connections.enter().is_none());
-        drop(place);
-        let _one = connections.enter().unwrap();
-        connections.set_max(2);
-        let _two = connections.enter().unwrap();
-        assert!(connections.enter().is_none());
-    }
 
     #[test]
     fn one_silent_shard_silences_the_node() {

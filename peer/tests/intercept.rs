@@ -427,6 +427,176 @@ fn dns_answers_for_other_names_teach_nothing() {
     });
 }
 
+/// Sends itself an answer for hf.test from port 53 with the address argv[1]; with argv[2] `asks` to a socket that asked.
+const FORGE: &str = r"
+import socket, sys
+server, client = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+server.bind(('127.0.0.1', 53)); client.bind(('127.0.0.1', 0)); client.settimeout(10)
+if sys.argv[2] == 'asks': client.sendto(b'a question', ('127.0.0.1', 53))
+answer = '00018180000100010000000002686604746573740000010001c00c000100010000003c0004'
+server.sendto(bytes.fromhex(answer) + socket.inet_aton(sys.argv[1]), client.getsockname())
+print(len(client.recv(2000)))
+";
+
+#[test]
+fn a_dns_answer_that_the_socket_did_not_ask_for_teaches_nothing() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        assert_eq!(lab.run(&[], FORGE, &[&CDN_V4.to_string(), "asks not"]), "41");
+        assert_eq!(learnt(&node), [] as [IpAddr; 0]);
+        assert_eq!(node.count("dns_unasked"), 1);
+        assert_eq!(lab.run(&[], FORGE, &[&CDN_V4.to_string(), "asks"]), "41");
+        assert_eq!(learnt(&node), [IpAddr::from(CDN_V4)]);
+    });
+}
+
+#[test]
+fn a_dns_answer_in_one_network_namespace_teaches_nothing_to_others() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.node_v4 = Some(NODE_V4));
+        assert_eq!(lab.pod_run(FORGE, &[&CDN_V4.to_string(), "asks"]), "41");
+        assert_eq!(node.interceptor.overheard().len(), 1);
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), caught(cdn_v4()));
+        node.interceptor.refuse(&node.last_flow().source, CDN_V4.into(), LONG);
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), ORIGIN, "a destination that the node refuses");
+        assert_eq!(lab.pod_run(FORGE, &[&CDN_V4.to_string(), "asks"]), "41");
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), ORIGIN, "another answer does not end the refusal");
+    });
+}
+
+#[test]
+fn addresses_that_mean_another_host_to_the_node_are_left_alone_whatever_dns_says() {
+    in_lab(|lab| {
+        let node = lab.node(|options| {
+            options.node_v4 = Some(NODE_V4);
+            options.allow_private = true;
+        });
+        for address in ["0.0.0.0", "127.0.0.1", "169.254.169.254", "224.0.0.1", "10.9.0.1", &NODE_V4.to_string()] {
+            assert_eq!(lab.pod_run(FORGE, &[address, "asks"]), "41");
+            assert!(!lab.pod_client(&address, &[]).contains("node"), "{address}");
+        }
+        assert_eq!(["local_scope", "private_scope"].map(|name| node.count(name)), [4, 2]);
+        assert_eq!(node.count("redirected_v4"), 0);
+        node.interceptor.learn(NODE_V4.into(), LONG);
+        lab.pod_client(&NODE_V4, &[]);
+        assert_eq!(node.count("loop_guard"), 1, "the node's own address");
+    });
+}
+
+#[test]
+fn private_networks_are_left_alone_unless_the_settings_allow_them() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        node.interceptor.learn("10.1.2.3".parse().unwrap(), LONG);
+        assert!(lab.client(&"10.1.2.3", &[]).contains("unreachable"));
+        assert_eq!(node.count("private_scope"), 1);
+        drop(node);
+        let node = lab.node(|options| {
+            options.allow_private = true;
+            options.node_v4 = Some(NODE_V4);
+        });
+        assert_eq!(lab.pod_run(FORGE, &["10.1.2.3", "asks"]), "41");
+        assert!(!lab.pod_client(&"10.1.2.3", &[]).contains("node"), "an answer alone does not do");
+        assert_eq!(node.count("private_scope"), 1);
+        node.interceptor.learn("10.1.2.3".parse().unwrap(), LONG);
+        assert_eq!(lab.pod_client(&"10.1.2.3", &[]), caught("10.1.2.3:443"));
+    });
+}
+
+#[test]
+fn mode_all_leaves_unknown_destinations_of_other_network_namespaces_alone() {
+    in_lab(|lab| {
+        let node = lab.node(|options| {
+            options.mode = Mode::All;
+            options.node_v4 = Some(NODE_V4);
+        });
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), ORIGIN);
+        assert_eq!(node.count("unknown_destination"), 1);
+    });
+}
+
+#[test]
+fn a_paused_node_lets_connections_go_direct() {
+    in_lab(|lab| {
+        let node = lab.node(|_| {});
+        learn_cdn(&node);
+        node.interceptor.pause();
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        assert_eq!(node.count("paused"), 1);
+        node.interceptor.beat();
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+    });
+}
+
+#[test]
+fn a_party_is_a_user_of_the_own_network_namespace_or_all_of_another() {
+    in_lab(|lab| {
+        let node = lab.node(|options| options.node_v4 = Some(NODE_V4));
+        learn_cdn(&node);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()));
+        node.interceptor.bypass_party(&node.last_flow().source, LONG);
+        assert_eq!(lab.client(&CDN_V4, &[]), ORIGIN);
+        assert_eq!(lab.client(&CDN_V4, &["uid=65534"]), caught(cdn_v4()));
+        assert_eq!(lab.pod_client(&CDN_V4, &[]), caught(cdn_v4()));
+        node.interceptor.bypass_party(&node.last_flow().source, LONG);
+        assert_eq!(lab.pod_client(&CDN_V4, &["uid=65534"]), ORIGIN);
+    });
+}
+
+/// Opens ten connections to argv[1] at once; prints how many were told the same thing, or failed.
+const TEN_AT_ONCE: &str = r"
+import collections, socket, sys
+sockets = [socket.socket() for _ in range(10)]
+for s in sockets:
+    s.setblocking(False)
+    s.connect_ex((sys.argv[1], 443))
+told = collections.Counter()
+for s in sockets:
+    s.settimeout(8)
+    try: told[s.makefile().readline().strip()] += 1
+    except OSError as error: told['failed'] += 1
+print(*(f'{count} {line}' for line, count in sorted(told.items())), sep='; ')
+";
+
+/// Pods whose packets to the node were dropped on the way lost every download for as long as the node ran.
+#[test]
+fn where_the_node_cannot_be_reached_one_connection_waits_and_all_others_go_direct() {
+    in_lab(|lab| {
+        // An address whose packets go to a machine that is not there.
+        let nowhere = Ipv4Addr::new(10, 99, 0, 77);
+        lab.ip_in_pod("neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev veth0");
+        let node = lab.node(|options| options.node_v4 = Some(nowhere));
+        learn_cdn(&node);
+        assert_eq!(lab.pod_run(TEN_AT_ONCE, &[&CDN_V4.to_string()]), "1 failed; 9 origin");
+        assert_eq!(node.count("untried"), 9);
+        assert_eq!(node.interceptor.unreachable().len(), 1);
+        assert_eq!(lab.pod_run(TEN_AT_ONCE, &[&CDN_V4.to_string()]), "10 origin");
+        assert_eq!(node.count("unreachable"), 10);
+        assert_eq!(lab.client(&CDN_V4, &[]), caught(cdn_v4()), "the node's own network namespace reaches it");
+        assert_eq!(node.interceptor.unreachable().len(), 1);
+    });
+}
+
+/// A sidecar that takes the pod's connections for its own finishes their handshakes, and they never come to the node.
+#[test]
+fn a_connection_that_something_else_answers_does_not_count_as_arrived() {
+    in_lab(|lab| {
+        lab.ip_in_pod("address add 10.99.0.77/32 dev lo");
+        let node = lab.node(|options| options.node_v4 = Some(Ipv4Addr::new(10, 99, 0, 77)));
+        learn_cdn(&node);
+        let sidecar = "import socket, sys, threading, time\n\
+             l = socket.create_server(('10.99.0.77', int(sys.argv[2])))\n\
+             s = socket.create_connection((sys.argv[1], 443)); s.close(); time.sleep(3)\n\
+             s = socket.create_connection((sys.argv[1], 443)); print(s.makefile().readline().strip())";
+        let port = node.port.to_string();
+        assert_eq!(lab.pod_run(sidecar, &[&CDN_V4.to_string(), &port]), ORIGIN);
+        assert_eq!(node.count("flow_established"), 1);
+        assert_eq!(node.count("unreachable"), 1);
+        assert_eq!(node.interceptor.unreachable().len(), 1);
+    });
+}
+
 /// A client that sends a question for hf.test to argv[1] and waits for the answer, whatever it is.
 const ASK: &str = r"
 import socket, sys

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
+#[path = "intercept_life/hostile.rs"]
+mod hostile;
 #[path = "intercept_life/passthrough.rs"]
 mod passthrough;
 #[path = "intercept_life/raw.rs"]
@@ -263,7 +265,7 @@ fn a_pod_is_caught_over_both_families_and_shares_the_nodes_download() {
 }
 
 /// argv: bundle, path, sequential, parallel. Prints how many answers were right.
-const MANY: &str = r"
+pub(crate) const MANY: &str = r"
 import ssl, socket, sys, threading
 bundle, path, sequential, parallel = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 context = ssl.create_default_context(cafile=bundle)

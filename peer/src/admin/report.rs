@@ -171,6 +171,9 @@ pub struct Status {
     pub shards: usize,
     /// Why it is not ready; empty if it is.
     pub unready: Vec<String>,
+    /// What it does less well than it could while it is ready, and what would change that.
+    #[serde(default)]
+    pub degraded: Vec<String>,
     /// Client connections open now.
     pub connections: u64,
     /// Where the proxy listens.
@@ -248,6 +251,12 @@ pub struct Interception {
     pub cgroup: Option<String>,
     /// To which port connections are led.
     pub port: Option<u16>,
+    /// Whether new connections go direct because nearly as many are open as may be.
+    #[serde(default)]
+    pub paused: bool,
+    /// Network namespaces whose redirected connections do not arrive, so that theirs go direct.
+    #[serde(default)]
+    pub unreachable: u64,
     /// Decisions of the BPF programs since the start.
     pub decisions: BTreeMap<String, u64>,
 }

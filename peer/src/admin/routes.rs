@@ -55,7 +55,7 @@ pub(super) async fn answer(request: Request<Incoming>, peer: SocketAddr, context
 async fn read(path: &str, query: Option<&str>, context: &Context) -> Answer {
     match path {
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => ready(&context.control.unready()),
+        "/readyz" => ready(&context.control.unready(), &context.control.degraded()),
         "/metrics" => {
             let metrics = Arc::clone(&context.metrics);
             blocking(move || typed(StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode())).await
@@ -89,9 +89,12 @@ async fn profiled(query: Option<&str>) -> Answer {
     }
 }
 
-fn ready(reasons: &[String]) -> Answer {
+fn ready(reasons: &[String], degraded: &[String]) -> Answer {
     match reasons {
-        [] => text(StatusCode::OK, "ready\n"),
+        [] => {
+            let lines = degraded.iter().map(|why| format!("degraded: {why}\n"));
+            text(StatusCode::OK, format!("ready\n{}", lines.collect::<String>()))
+        }
         reasons => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("\n"))),
     }
 }

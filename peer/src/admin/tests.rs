@@ -12,6 +12,7 @@ use crate::metrics::{Outcome, Way};
 struct Wax {
     tasks: Mutex<Vec<Task>>,
     unready: Mutex<Vec<String>>,
+    degraded: Mutex<Vec<String>>,
 }
 
 fn task(digit: char, in_use: bool) -> Task {
@@ -72,6 +73,10 @@ impl Control for Wax {
         Status { version: "1.2.3".into(), unready: self.unready(), ..Status::default() }
     }
 
+    fn degraded(&self) -> Vec<String> {
+        self.degraded.lock().unwrap().clone()
+    }
+
     fn unready(&self) -> Vec<String> {
         self.unready.lock().unwrap().clone()
     }
@@ -118,6 +123,13 @@ fn metrics_are_those_of_the_node() {
     let (status, text) = node.text("GET /metrics");
     assert_eq!(status, 200);
     assert!(text.contains("pondhawk_requests_total{way=\"proxy\",outcome=\"hit\"} 1\n"), "{text}");
+}
+
+#[test]
+fn a_degraded_node_is_ready_and_says_why() {
+    let node = node();
+    node.wax.degraded.lock().unwrap().push("the port is closed".to_owned());
+    assert_eq!(node.text("GET /readyz"), (200, "ready\ndegraded: the port is closed\n".into()));
 }
 
 #[test]

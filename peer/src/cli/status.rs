@@ -66,6 +66,7 @@ fn lines(status: &admin::Status) -> Vec<(&'static str, String)> {
         ),
         ("connections", format!("{} open, {} shards", status.connections, status.shards)),
     ];
+    lines.extend(status.degraded.iter().map(|why| ("degraded", why.clone())));
     let preheats = &status.preheats;
     if *preheats != admin::PreheatCounts::default() {
         let admin::PreheatCounts { waiting, running, done, failed } = preheats;

@@ -8,12 +8,14 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     client_hello::{self, Hello},
     passthrough::pass_through,
+    proof::{PassRefusal, PassRequest, REFUSED_FOR},
     redirect::{Flow, Interceptor},
 };
 use crate::{
+    connections::{ClientKey, PlaceRefusal},
     http::{connection, route::Arrival, transport::Transport},
     limits,
-    metrics::{BypassReason, Direction, HandshakeFailure, PassReason, Way},
+    metrics::{self, BypassReason, Direction, HandshakeFailure, PassReason, Way},
     shard::Shard,
     tls::{AcceptError, Distrust, Suffixes, TlsStream},
     uring::Socket,
@@ -22,18 +24,39 @@ use crate::{
 /// Serves one intercepted connection to its end.
 ///
 /// A connection that the BPF program did not send is closed: its original destination is unknown, and the port is no
-/// way in of its own.
+/// way in of its own. One that has no place goes to its destination from a reserve, and its source around the node for a
+/// while: a source that opens connections without end, or a node that has too many, costs a client no download.
 pub async fn intercepted(shard: Rc<Shard>, interceptor: Arc<Interceptor>, socket: Socket) {
     let Some(flow) = interceptor.original(socket.peer_addr(), socket.local_addr()) else {
-        tracing::debug!(peer = %socket.peer_addr(), "a connection to the intercept port that nobody redirected: closed");
+        tracing::debug!(peer = %socket.peer_addr(), "a connection to the intercept port that the programs did not redirect: closed");
         return;
     };
+    let node = Arc::clone(&shard.node);
+    let admission = node.connections.admit(client_key(&interceptor, &flow));
     let caught = Caught { shard, interceptor, socket, flow };
-    let (first, what) = look(&caught.socket, Vec::new(), caught.shard.node.tls.suffixes()).await;
+    let place = match admission {
+        Ok(place) => place,
+        Err(refusal) => return caught.without_place(refusal).await,
+    };
+    if place.fills_share() {
+        caught.relieve();
+    }
+    let counted = node.metrics.connection(Way::Intercept);
+    let (first, what) = look(&caught.socket, Vec::new(), node.tls.suffixes()).await;
     match what {
         Look::Ours(name) => caught.ours(first, name).await,
         Look::NotOurs(reason) => caught.not_ours(first, reason).await,
         Look::Gone => {}
+    }
+    drop((counted, place));
+}
+
+/// Whose share of the connections an intercepted one counts against: as [`pondhawk_ebpf::Source::party`].
+fn client_key(interceptor: &Interceptor, flow: &Flow) -> ClientKey {
+    if interceptor.is_own_namespace(&flow.source) {
+        ClientKey::User(flow.source.uid)
+    } else {
+        ClientKey::Namespace(flow.source.netns_cookie)
     }
 }
 
@@ -100,6 +123,9 @@ fn judge(first: &[u8], ours: &Suffixes) -> Option<Look> {
 impl Caught {
     async fn not_ours(&self, first: Vec<u8>, reason: PassReason) {
         let node = &self.shard.node;
+        if let Err(refusal) = self.may_pass().await {
+            return self.refuse(refusal);
+        }
         node.metrics.passthrough(reason);
         match pass_through(&self.socket, first, self.flow.destination, node.config.intercept.mark.0).await {
             Ok(spliced) => {
@@ -114,6 +140,66 @@ impl Caught {
         }
     }
 
+    async fn may_pass(&self) -> Result<(), PassRefusal> {
+        let node = &self.shard.node;
+        let request = PassRequest {
+            flow: &self.flow,
+            interceptor: &self.interceptor,
+            origin: &node.origin,
+            allow_private: node.config.origin.allow_private,
+            hosts: node.served.and(node.tls.suffixes().iter().map(str::to_owned)),
+        };
+        node.proofs.check(&request).await
+    }
+
+    /// Closes the connection. The client's next one to this destination goes direct.
+    fn refuse(&self, refusal: PassRefusal) {
+        let node = &self.shard.node;
+        node.metrics.pass_refusal(match refusal {
+            PassRefusal::Scope => metrics::PassRefusal::Scope,
+            PassRefusal::Private => metrics::PassRefusal::Private,
+            PassRefusal::Unproven => metrics::PassRefusal::Unproven,
+        });
+        self.interceptor.refuse(&self.flow.source, self.flow.destination.ip(), REFUSED_FOR);
+        self.socket.abort();
+        if node.warnings.refused_pass.allow(std::time::Instant::now()) {
+            tracing::warn!(
+                source = %self.flow.source, destination = %self.flow.destination,
+                "a connection of another network namespace was not passed on: {refusal}. Its DNS answers name this address \
+                 for one of intercept.hosts; look into that namespace's name server"
+            );
+        }
+    }
+
+    /// The source has as many connections as it may, or the node has: its next ones go direct, this one to its destination.
+    async fn without_place(&self, refusal: PlaceRefusal) {
+        let node = &self.shard.node;
+        match refusal {
+            PlaceRefusal::OverShare => self.relieve(),
+            PlaceRefusal::Full => self.interceptor.pause(),
+        }
+        match node.reserve.admit(client_key(&self.interceptor, &self.flow)) {
+            Ok(_place) => self.not_ours(Vec::new(), PassReason::NoPlace).await,
+            Err(_) => {
+                node.metrics.connection_refused();
+                self.socket.abort();
+            }
+        }
+    }
+
+    /// Has further connections of the source's party go direct for a while.
+    fn relieve(&self) {
+        let node = &self.shard.node;
+        self.interceptor.bypass_party(&self.flow.source, limits::OVER_SHARE_BYPASS);
+        node.metrics.bypass(BypassReason::OverShare);
+        if node.warnings.over_share.allow(std::time::Instant::now()) {
+            tracing::warn!(
+                source = %self.flow.source, how_long = ?limits::OVER_SHARE_BYPASS,
+                "a client holds its whole share of limits.connections; its further connections go directly for now"
+            );
+        }
+    }
+
     async fn ours(self, first: Vec<u8>, name: String) {
         let node = Arc::clone(&self.shard.node);
         let deadline = Instant::now() + node.config.limits.handshake_timeout.get();
@@ -124,7 +210,10 @@ impl Caught {
                 let arrival = Arrival::Terminated { name: name.clone(), way: Way::Intercept };
                 let (since, source) = (Instant::now(), self.flow.source);
                 let mut proven = None;
-                let trusts = || proven = Some(node.trust.requested(source, std::time::Instant::now()));
+                let trusts = || {
+                    proven = Some(node.trust.requested(source, std::time::Instant::now()));
+                    node.served.record(&name);
+                };
                 match connection::serve(Rc::clone(&self.shard), transport, arrival, trusts).await {
                     None => {}
                     Some(Distrust::LeftAfterHandshake) if since.elapsed() >= limits::LEFT_AT_ONCE => {}

@@ -18,7 +18,10 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps},
 };
-use pondhawk_ebpf::{Address, Config, Decision, FlowKey, MAX_SUFFIXES, Original, SUFFIX_LEN, user};
+use pondhawk_ebpf::{
+    Address, AnswerRecord, Config, Decision, FlowKey, HEARTBEAT_PAUSED, MAX_SUFFIXES, NamespaceAddress, NamespaceReach,
+    Original, SUFFIX_LEN, user,
+};
 use rustix::{
     fs::fstatfs,
     thread::{CapabilitySet, capabilities},
@@ -40,7 +43,7 @@ pub const BUILT_WITH: Option<&str> = option_env!("PONDHAWK_EBPF_TOOLCHAIN");
 pub enum Mode {
     /// Those to addresses that DNS answers or the node's own resolver gave for a wanted name.
     Dns,
-    /// All of them; the server name decides afterwards.
+    /// All of the node's own network namespace, where the server name decides afterwards; elsewhere as [`Mode::Dns`].
     All,
 }
 
@@ -64,6 +67,9 @@ pub struct Options {
     pub node_v6: Option<Ipv6Addr>,
     /// After so long without [`Interceptor::beat`], connections go direct.
     pub max_silence: Duration,
+    /// Whether destinations in private networks are redirected: from the node's own network namespace those that DNS answers
+    /// gave too, from others only those that [`Interceptor::learn`] was given.
+    pub allow_private: bool,
 }
 
 /// Why there is no interception.
@@ -131,15 +137,18 @@ pub struct Flow {
     pub source: Source,
 }
 
-type Entries<K, V> = Mutex<HashMap<MapData, K, V>>;
+pub(super) type Entries<K, V> = Mutex<HashMap<MapData, K, V>>;
 
 /// The attached programs. Dropping it detaches them; connections already redirected stay.
 pub struct Interceptor {
     heartbeat: Mutex<Array<MapData, u64>>,
     flows: Entries<FlowKey, Original>,
-    learnt: Entries<Address, u64>,
+    known: Entries<Address, u64>,
+    overheard: Entries<NamespaceAddress, AnswerRecord>,
+    pub(super) namespaces: Entries<u64, NamespaceReach>,
     bypassed: Entries<pondhawk_ebpf::Source, u64>,
     decisions: PerCpuArray<MapData, u64>,
+    own_netns: u64,
     // Owns the links.
     _programs: Mutex<Ebpf>,
 }
@@ -160,9 +169,12 @@ impl Interceptor {
         let interceptor = Self {
             heartbeat: Mutex::new(take(&mut ebpf, "HEARTBEAT")?),
             flows: Mutex::new(take(&mut ebpf, "FLOWS")?),
-            learnt: Mutex::new(take(&mut ebpf, "LEARNT")?),
+            known: Mutex::new(take(&mut ebpf, "KNOWN")?),
+            overheard: Mutex::new(take(&mut ebpf, "OVERHEARD")?),
+            namespaces: Mutex::new(take(&mut ebpf, "NAMESPACES")?),
             bypassed: Mutex::new(take(&mut ebpf, "BYPASS")?),
             decisions: take(&mut ebpf, "DECISIONS")?,
+            own_netns: config.netns_cookie,
             _programs: Mutex::new(attach_programs(ebpf, &cgroup)?),
         };
         Ok(interceptor)
@@ -175,6 +187,12 @@ impl Interceptor {
         let _ = lock(&self.heartbeat).set(0, now(), 0);
     }
 
+    /// Has new connections go direct until the next [`beat`](Self::beat), since the node has no room for them.
+    pub fn pause(&self) {
+        // As in `beat`.
+        let _ = lock(&self.heartbeat).set(0, HEARTBEAT_PAUSED, 0);
+    }
+
     /// Takes the last beat back: from now on connections go direct.
     pub fn silence(&self) {
         // As in `beat`; the programs are detached soon after in any case.
@@ -183,7 +201,9 @@ impl Interceptor {
 
     /// Where the connection accepted from `peer` at `local` was going. Answers once: the entry is removed.
     ///
-    /// None: nobody redirected it, or its entry has been evicted. It must be closed.
+    /// The connection also proves that its network namespace can reach the node.
+    ///
+    /// None: the programs did not redirect it, or its entry has been evicted. It must be closed.
     pub fn original(&self, peer: SocketAddr, local: SocketAddr) -> Option<Flow> {
         let key = FlowKey {
             client: Address::from(peer.ip()),
@@ -195,6 +215,8 @@ impl Interceptor {
         let original = flows.get(&key, 0).ok()?;
         // Already evicted is as good.
         let _ = flows.remove(&key);
+        drop(flows);
+        self.record_arrival(original.source.netns_cookie);
         let port = u16::try_from(original.port).ok()?;
         let destination = SocketAddr::new(IpAddr::from(original.address), port);
         Some(Flow { destination, source: original.source.into() })
@@ -208,15 +230,53 @@ impl Interceptor {
         }
     }
 
-    /// Makes connections to `address` wanted for `ttl`, or longer if they already are.
+    /// Has new connections of all sources that share `source`'s limits go direct for `how_long`: in the node's own network
+    /// namespace those of its user, elsewhere those of its namespace.
+    pub fn bypass_party(&self, source: &Source, how_long: Duration) {
+        let party = pondhawk_ebpf::Source::from(*source).party(self.own_netns);
+        self.bypass(&party.into(), how_long);
+    }
+
+    /// Whether the source is in the network namespace that the node listens in.
+    pub fn is_own_namespace(&self, source: &Source) -> bool {
+        source.netns_cookie == self.own_netns
+    }
+
+    /// Makes connections to `address` wanted in every network namespace for `ttl`, or longer if they already are. For addresses
+    /// that the node itself resolved: they also count as proven when a connection to them is passed on.
     pub fn learn(&self, address: IpAddr, ttl: Duration) {
         let (address, until) = (Address::from(address), later(ttl));
-        let mut learnt = lock(&self.learnt);
-        if learnt.get(&address, 0).is_ok_and(|known| known >= until) {
+        let mut known = lock(&self.known);
+        if known.get(&address, 0).is_ok_and(|known| known >= until) {
             return;
         }
-        if let Err(error) = learnt.insert(address, until, 0) {
-            tracing::warn!(%error, "cannot learn an address");
+        if known.insert(address, until, 0).is_ok() {
+            return;
+        }
+        // The map evicts nothing, so that no packet can.
+        let now = now();
+        let over = |(address, until): (Address, u64)| (until <= now).then_some(address);
+        let ended: Vec<Address> = known.iter().filter_map(Result::ok).filter_map(over).collect();
+        for address in ended {
+            let _ = known.remove(&address);
+        }
+        if let Err(error) = known.insert(address, until, 0) {
+            tracing::warn!(%error, "an address of a wanted host cannot be recorded; connections to it may go direct");
+        }
+    }
+
+    /// Whether [`learn`](Self::learn) was given the address, and its time is not over.
+    pub fn knows(&self, address: IpAddr) -> bool {
+        lock(&self.known).get(&Address::from(address), 0).is_ok_and(|until| until > now())
+    }
+
+    /// Has new connections from the source's network namespace to an overheard address go direct for `how_long`.
+    pub fn refuse(&self, source: &Source, address: IpAddr, how_long: Duration) {
+        let key = NamespaceAddress { netns_cookie: source.netns_cookie, address: Address::from(address) };
+        let until = later(how_long);
+        let record = AnswerRecord { until, refused_until: until };
+        if let Err(error) = lock(&self.overheard).insert(key, record, 0) {
+            tracing::warn!(%error, "a destination that the node refuses cannot be recorded");
         }
     }
 
@@ -229,9 +289,21 @@ impl Interceptor {
         Decision::ALL.into_iter().map(|decision| (decision.name(), total(decision))).collect()
     }
 
-    /// The wanted addresses, and for how long yet.
+    /// The wanted addresses, and for how long yet: those of every network namespace, and those that DNS answers gave to one.
     pub fn learnt(&self) -> Vec<(IpAddr, Duration)> {
-        current(&self.learnt).into_iter().map(|(address, left)| (IpAddr::from(address), left)).collect()
+        let known = current(&self.known).into_iter().map(|(address, left)| (IpAddr::from(address), left));
+        known.chain(self.overheard().into_iter().map(|(_, address, left)| (address, left))).collect()
+    }
+
+    /// What DNS answers taught: the cookie of the network namespace, the address, and for how long yet. Without those that the
+    /// node refuses.
+    pub fn overheard(&self) -> Vec<(u64, IpAddr, Duration)> {
+        let now = now();
+        let left = |(key, record): (NamespaceAddress, AnswerRecord)| {
+            let wanted = record.until > now && record.refused_until <= now;
+            wanted.then(|| (key.netns_cookie, key.address.into(), Duration::from_nanos(record.until - now)))
+        };
+        lock(&self.overheard).iter().filter_map(Result::ok).filter_map(left).collect()
     }
 
     /// The sources that are left alone, and for how long yet.
@@ -248,12 +320,12 @@ fn current<K: Pod>(map: &Entries<K, u64>) -> Vec<(K, Duration)> {
 }
 
 /// A panic while a map was locked cannot leave it half-written: the kernel's calls are atomic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of `bpf_ktime_get_ns`.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
@@ -314,6 +386,8 @@ fn config(options: &Options) -> Result<Config, InterceptError> {
         loopback_v6: u16::from(UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()),
         node_v4: options.node_v4.map_or(0, user::network_order),
         node_v6: options.node_v6.map_or(Address::NONE, |address| Address::from(IpAddr::from(address))),
+        allow_private: u32::from(options.allow_private),
+        padding: 0,
     })
 }
 
@@ -380,7 +454,7 @@ fn attach_programs(mut ebpf: Ebpf, cgroup: &File) -> Result<Ebpf, InterceptError
         program.load()?;
         program.attach(cgroup, CgroupSkbAttachType::Ingress, mode).map(drop)
     })?;
-    for name in ["pondhawk_connect4", "pondhawk_connect6"] {
+    for name in ["pondhawk_sendmsg4", "pondhawk_sendmsg6", "pondhawk_connect4", "pondhawk_connect6"] {
         attach::<CgroupSockAddr>(&mut ebpf, name, |program| {
             program.load()?;
             program.attach(cgroup, mode).map(drop)

@@ -3,9 +3,11 @@
 
 use std::{collections::HashMap, io, net::IpAddr, sync::Arc, time::Duration};
 
+use pondhawk_ebpf::{Address, AddressScope};
 use tokio::{task::JoinSet, time};
 
-use super::Interceptor;
+use super::{Interceptor, ServedHosts};
+use crate::swarm::is_public;
 
 /// How often every name is asked for. Content networks answer with a TTL of 60 s and change their answer with it.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -15,30 +17,58 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const KEPT: Duration = Duration::from_secs(30 * 60);
 /// Names beyond these are not asked for.
 const MAX_NAMES: usize = 64;
+/// Addresses of one name beyond these are not taken, so that one name cannot fill the programs' map.
+const MAX_ADDRESSES: usize = 32;
 
-/// Resolves `names` through the system's resolver every 30 s and teaches `interceptor` the addresses, until `stop`.
+/// Resolves `configured` and the hosts served lately through the system's resolver every 30 s and teaches `interceptor` the
+/// addresses, until `stop`. Addresses that are not public are taken only with `allow_private`.
 ///
 /// A suffix is asked for as a name as well; one that has no address of its own is no error worth more than a log line.
-pub async fn keep_learning(interceptor: Arc<Interceptor>, names: Vec<String>, stop: impl Future<Output = ()>) {
-    let learn = move |address| interceptor.learn(address, KEPT);
+pub async fn keep_learning(
+    interceptor: Arc<Interceptor>,
+    configured: Vec<String>,
+    served: &ServedHosts,
+    allow_private: bool,
+    stop: impl Future<Output = ()>,
+) {
+    let learn = move |address| {
+        if may_be_taken(address, allow_private) {
+            interceptor.learn(address, KEPT);
+        }
+    };
     tokio::select! {
         () = stop => {}
-        () = rounds(names, lookup, learn) => {}
+        () = rounds(&configured, served, lookup, learn) => {}
+    }
+}
+
+/// A name server that answers with an address of the machine or its link, by mistake or as a block list, names no origin.
+fn may_be_taken(address: IpAddr, allow_private: bool) -> bool {
+    match Address::from(address).scope() {
+        AddressScope::Local => false,
+        AddressScope::Private | AddressScope::Public => allow_private || is_public(address),
     }
 }
 
 /// Asks for ever. Dropping it ends it; a system call under way ends by itself.
-async fn rounds<F>(mut names: Vec<String>, ask: impl Fn(String) -> F, learn: impl Fn(IpAddr))
+async fn rounds<F>(configured: &[String], served: &ServedHosts, ask: impl Fn(String) -> F, learn: impl Fn(IpAddr))
 where
     F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
 {
-    names.truncate(MAX_NAMES);
     let mut failing = HashMap::new();
     let mut ticks = time::interval(PERIOD);
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let mut names = configured.to_vec();
+        names.extend(served.and([]).into_iter().filter(|host| !configured.contains(host)));
+        names.truncate(MAX_NAMES);
         round(&names, &ask, &learn, &mut failing).await;
+        for name in names.iter().filter(|name| !configured.contains(name)) {
+            if failing.remove(name).is_some() {
+                served.forget(name);
+            }
+        }
     }
 }
 
@@ -59,7 +89,7 @@ async fn round<F>(
     while let Some(Ok((name, answer))) = questions.join_next().await {
         match answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(addresses) => {
-                addresses.into_iter().for_each(learn);
+                addresses.into_iter().take(MAX_ADDRESSES).for_each(learn);
                 note_success(&name, failing);
             }
             Err(error) => note_failure(name, &error, failing),
@@ -131,9 +161,38 @@ mod tests {
             asked.fetch_add(1, Ordering::Relaxed);
             async { Ok(vec![]) }
         };
-        let cut = time::timeout(Duration::from_millis(50), rounds(vec!["name".to_owned()], ask, |_| {})).await;
+        let (names, served) = (["name".to_owned()], ServedHosts::default());
+        let cut = time::timeout(Duration::from_millis(50), rounds(&names, &served, ask, |_| {})).await;
         assert!(cut.is_err(), "it goes on until it is dropped");
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_served_host_is_asked_for_until_it_has_no_address() {
+        let (served, asked) = (ServedHosts::default(), Mutex::new(Vec::new()));
+        served.record("cas.hf.test");
+        served.record("made-up.hf.test");
+        let ask = |name: String| {
+            asked.lock().unwrap().push(name.clone());
+            async move { if name.starts_with("made-up") { Err(io::Error::other("no such name")) } else { Ok(vec![]) } }
+        };
+        let names = ["hf.test".to_owned()];
+        let cut = time::timeout(Duration::from_millis(50), rounds(&names, &served, ask, |_| {})).await;
+        assert!(cut.is_err());
+        let mut asked = asked.into_inner().unwrap();
+        asked.sort();
+        assert_eq!(asked, ["cas.hf.test", "hf.test", "made-up.hf.test"]);
+        assert_eq!(served.and([]), ["cas.hf.test"]);
+    }
+
+    #[test]
+    fn no_address_of_the_machine_or_a_private_network_is_taken_from_the_resolver() {
+        for text in ["0.0.0.0", "127.0.0.1", "::1", "169.254.169.254", "10.0.0.1", "fd00::1"] {
+            assert!(!may_be_taken(text.parse().unwrap(), false), "{text}");
+        }
+        assert!(may_be_taken("1.1.1.1".parse().unwrap(), false));
+        assert!(may_be_taken("10.0.0.1".parse().unwrap(), true));
+        assert!(!may_be_taken("127.0.0.1".parse().unwrap(), true));
     }
 
     #[tokio::test]

@@ -89,6 +89,8 @@ labels! {
         BadCertificate = "bad_certificate",
         /// Closed right after the certificate, without an alert.
         GaveUp = "gave_up",
+        /// Holds its whole share of the connections.
+        OverShare = "over_share",
     }
 
     /// Why a TLS handshake with a client failed.
@@ -121,6 +123,18 @@ labels! {
         Tunnel = "tunnel",
         /// The node could not serve it.
         Failure = "failure",
+        /// The client or all clients together have as many connections as they may.
+        NoPlace = "no_place",
+    }
+
+    /// Why a caught connection that is not for the node was closed instead of passed on.
+    PassRefusal {
+        /// An address that means another host to the node than to the client.
+        Scope = "scope",
+        /// An address in a private network.
+        Private = "private",
+        /// A destination that did not prove that it serves one of the configured hosts.
+        Unproven = "unproven",
     }
 
     /// Which way spliced bytes went.

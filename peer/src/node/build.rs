@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Instant,
 };
 
@@ -13,13 +13,14 @@ use super::{Cluster, Node, NodeError, Tls};
 use crate::{
     authorize::{AuthorizeOptions, Authorizer},
     config::{self, Config, InterceptMode, Switch},
+    connections::Connections,
     fetch::Tasks,
     http::{mirror, rules::Front, tunnel::Distrusting, users::Users},
-    intercept::{self, InterceptError, Interceptor, Trust},
+    intercept::{self, DestinationProofs, InterceptError, Interceptor, ServedHosts, Trust, Warnings},
     metrics::{Metrics, Scraped, StoreGauges},
     preheat::Preheats,
     replaceable::Replaceable,
-    shard::{Connections, Pulses},
+    shard::Pulses,
     store::{self, Store},
     swarm::{Origin, OriginOptions, retry::Backoff, upstream::Upstream},
     task::{Filter, Rules},
@@ -68,6 +69,11 @@ pub(super) fn build(config: Config, features: Features, tracer: Tracer) -> Resul
     let node = Node {
         authorizer: Authorizer::new(authorize_options(&config)?),
         connections: Arc::new(Connections::new(config.limits.connections as usize)),
+        reserve: Arc::new(Connections::reserve(config.limits.connections as usize)),
+        proofs: DestinationProofs::default(),
+        served: ServedHosts::default(),
+        warnings: Warnings::default(),
+        unreachable: AtomicUsize::new(0),
         pulses: Pulses::new(shares.len()),
         trust: Trust::default(),
         tasks: Tasks::new(config.limits.downloads as usize),
@@ -193,7 +199,7 @@ fn start_interception(
         // A machine without IPv6 has no IPv6 connections to catch.
         share.intercept.extend(Listener::bind((Ipv6Addr::UNSPECIFIED, address.port()).into()).ok());
     }
-    match Interceptor::attach(&intercept_options(settings, address.port())) {
+    match Interceptor::attach(&intercept_options(config, address.port())) {
         Ok(interceptor) => {
             bound.intercept = Some(address.port());
             Ok(Ok(Arc::new(interceptor)))
@@ -207,8 +213,10 @@ fn start_interception(
     }
 }
 
-fn intercept_options(settings: &config::Intercept, port: u16) -> intercept::Options {
+fn intercept_options(config: &Config, port: u16) -> intercept::Options {
+    let settings = &config.intercept;
     intercept::Options {
+        allow_private: config.origin.allow_private,
         cgroup: settings.cgroup.clone(),
         mode: match settings.mode {
             InterceptMode::Dns => intercept::Mode::Dns,

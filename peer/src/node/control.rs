@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,11 @@ use crate::{
     admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
     config::InterceptMode,
     fetch::{Brought, Terms},
-    intercept::resolver,
+    intercept::{
+        Interceptor,
+        reach::{REACH_PERIOD, ReachReport},
+        resolver,
+    },
     limits,
     preheat::Wanted,
     store::{TaskInfo, Verdict},
@@ -62,9 +66,13 @@ async fn control(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError
     }
     if let Ok(interceptor) = &node.interceptor {
         let names = node.tls.suffixes().iter().map(str::to_owned).collect();
-        let stop = Arc::clone(node);
-        let interceptor = Arc::clone(interceptor);
-        tokio::spawn(async move { resolver::keep_learning(interceptor, names, stop.draining()).await });
+        let allow_private = node.config.origin.allow_private;
+        let (shared, watched) = (Arc::clone(node), Arc::clone(node));
+        let (learning, watching) = (Arc::clone(interceptor), Arc::clone(interceptor));
+        tokio::spawn(async move {
+            resolver::keep_learning(learning, names, &shared.served, allow_private, shared.draining()).await;
+        });
+        tokio::spawn(async move { watch_reach(&watched, &watching).await });
     }
     tokio::select! {
         _ = terminate.recv() => {}
@@ -105,14 +113,20 @@ async fn first_beat(node: &Node) {
     }
 }
 
-/// Beats for as long as every shard shows signs of life: connections to a node that hangs go directly.
+/// Beats for as long as every shard shows signs of life and there is room for connections: connections to a node that hangs, or
+/// that has nearly as many as it may, go directly.
 async fn beat(node: &Node) {
-    let mut hung = false;
+    let (mut hung, mut crowded) = (false, false);
     loop {
         tokio::time::sleep(limits::BEAT_EVERY).await;
         let alive = node.pulses.all_within(limits::SHARD_SILENCE);
+        let full = node.connections.is_crowded();
         if alive {
-            node.interceptor.iter().for_each(|interceptor| interceptor.beat());
+            node.interceptor.iter().for_each(|it| if full { it.pause() } else { it.beat() });
+        }
+        if crowded != full {
+            crowded = full;
+            report_crowd(node, full);
         }
         if hung == alive {
             hung = !alive;
@@ -121,6 +135,42 @@ async fn beat(node: &Node) {
             } else {
                 tracing::info!("every shard answers");
             }
+        }
+    }
+}
+
+fn report_crowd(node: &Node, crowded: bool) {
+    let open = node.connections.open();
+    if crowded {
+        tracing::warn!(
+            open,
+            "nearly as many connections are open as limits.connections allows: new ones are not intercepted until places are \
+             free; raise limits.connections if that is usual"
+        );
+    } else {
+        tracing::info!(open, "places for connections are free again");
+    }
+}
+
+/// Looks for network namespaces that cannot reach the intercept port, and reports each once.
+async fn watch_reach(node: &Node, interceptor: &Interceptor) {
+    let mut report = ReachReport::default();
+    loop {
+        tokio::time::sleep(REACH_PERIOD).await;
+        let failing = interceptor.unreachable();
+        node.unreachable.store(failing.len(), Ordering::Relaxed);
+        let port = node.bound.intercept.unwrap_or_default();
+        let change = report.update(failing);
+        for netns in change.lost {
+            tracing::warn!(
+                netns,
+                port,
+                "intercepted connections of a network namespace do not arrive at this node, so its connections go direct: let \
+                 pods reach this TCP port of the node (host firewall, NetworkPolicy, service mesh)"
+            );
+        }
+        for netns in change.recovered {
+            tracing::info!(netns, "connections of the network namespace arrive again, or it makes no more");
         }
     }
 }
@@ -199,6 +249,7 @@ impl Control for Node {
             uptime_seconds: self.started.elapsed().as_secs(),
             shards: self.config.shard_count(),
             unready: self.unready(),
+            degraded: self.degraded(),
             connections: self.connections.open() as u64,
             proxy: self.bound.proxy,
             store: StoreStatus {
@@ -225,6 +276,22 @@ impl Control for Node {
         }
         why
     }
+
+    fn degraded(&self) -> Vec<String> {
+        let mut why = Vec::new();
+        if self.connections.is_crowded() {
+            let open = self.connections.open();
+            why.push(format!("{open} connections are open, nearly limits.connections: new ones are not intercepted"));
+        }
+        let (unreachable, port) = (self.unreachable.load(Ordering::Relaxed), self.bound.intercept.unwrap_or_default());
+        if unreachable > 0 {
+            why.push(format!(
+                "from {unreachable} network namespaces intercepted connections do not arrive, so theirs go direct: let pods \
+                 reach TCP port {port} of this node"
+            ));
+        }
+        why
+    }
 }
 
 impl Node {
@@ -246,6 +313,8 @@ impl Node {
             mode: mode.to_owned(),
             cgroup: cgroup.map(|path| path.display().to_string()),
             port: self.bound.intercept,
+            paused: on && self.connections.is_crowded(),
+            unreachable: self.unreachable.load(Ordering::Relaxed) as u64,
             decisions: decisions.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
         }
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Whether `address` is on the public internet: not private, loopback, link-local, shared (CGNAT), documentation, multicast
 /// or reserved (IANA special-purpose registries, RFC 6890), also when an IPv4 address is embedded in an IPv6 one.
-pub(super) fn is_public(address: IpAddr) -> bool {
+pub(crate) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
         IpAddr::V6(v6) => embedded_v4(v6).map_or_else(|| is_public_v6(v6), is_public_v4),

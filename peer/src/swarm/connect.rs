@@ -119,6 +119,18 @@ impl Connector {
         Ok(TokioIo::new(Box::new(secured.map_err(|error| handshake_error(error, at))?)))
     }
 
+    /// Whether the server at `address` has a certificate for `host`: TLS is verified as for any origin, and the connection
+    /// ends with the handshake.
+    pub(super) async fn verify(&self, address: SocketAddr, host: &str) -> Result<(), OriginError> {
+        let at = format!("{host} at {address}");
+        let deadline = Instant::now() + self.options.timeout;
+        let late = || OriginError::Timeout { at: at.clone(), waiting: "in the TLS handshake" };
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| OriginError::Url { at: at.clone() })?;
+        let socket = self.connect_one_of(&[address], deadline, &at).await?;
+        let secured = timeout_at(deadline, self.tls.connect(name, socket)).await.map_err(|_| late())?;
+        secured.map(drop).map_err(|error| handshake_error(error, &at))
+    }
+
     /// A new TCP connection to `place`, whatever is to be spoken on it.
     pub(super) async fn dial(&self, place: &Place, at: &str) -> Result<std::net::TcpStream, OriginError> {
         let socket = self.reach(place, Instant::now() + self.options.timeout, at).await?;

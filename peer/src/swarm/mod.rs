@@ -19,6 +19,7 @@ pub mod session;
 mod share;
 pub mod upstream;
 
+pub(crate) use address::is_public;
 pub use driver::{DownloadError, DriverOptions, Handle, Offer, ReaderGuard, Status};
 pub use origin::{
     Answer, Expected, OpenBody, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Patience, Probe,

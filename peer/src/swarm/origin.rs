@@ -361,6 +361,11 @@ impl Origin {
         self.connector.dial(&Place { tls: false, host, port }, &at).await
     }
 
+    /// Whether the server at `address` serves `host`, by its certificate. The caller has checked the address.
+    pub async fn verify_host(&self, address: SocketAddr, host: &str) -> Result<(), OriginError> {
+        self.connector.verify(address, host).await
+    }
+
     /// A GET or HEAD with redirects followed: private addresses are refused and TLS is verified at each hop, credentials stay with the
     /// host that the client gave them to, https never becomes http.
     async fn follow(

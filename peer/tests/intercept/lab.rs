@@ -104,6 +104,7 @@ pub(crate) fn options(port: u16) -> Options {
         node_v4: None,
         node_v6: None,
         max_silence: LONG,
+        allow_private: false,
     }
 }
 
@@ -176,7 +177,7 @@ impl Lab {
                 let _ = flow.map(|flow| sender.send(flow));
             }
         });
-        Node { interceptor, flows }
+        Node { interceptor, flows, port: options.port }
     }
 
     /// What a client in the cgroup, in the node's namespace, is told: by the node or by the origin.
@@ -188,6 +189,17 @@ impl Lab {
     pub(crate) fn pod_client(&self, host: &impl ToString, settings: &[&str]) -> String {
         let enter = format!("--net={}", self.namespace("pod").display());
         self.run(&["nsenter", &enter], CLIENT, &[&[host.to_string().as_str()], settings].concat())
+    }
+
+    /// The output of a Python script that runs in the cgroup and the pod's namespace.
+    pub(crate) fn pod_run(&self, script: &str, arguments: &[&str]) -> String {
+        let enter = format!("--net={}", self.namespace("pod").display());
+        self.run(&["nsenter", &enter], script, arguments)
+    }
+
+    /// `ip` in the pod's namespace.
+    pub(crate) fn ip_in_pod(&self, line: &str) {
+        ip(&format!("-n {}-pod {line}", self.name));
     }
 
     /// As [`client`](Self::client), with a name server at `server`.
@@ -241,6 +253,7 @@ fn ip(line: &str) {
 pub(crate) struct Node {
     pub(crate) interceptor: Arc<Interceptor>,
     pub(crate) flows: mpsc::Receiver<Flow>,
+    pub(crate) port: u16,
 }
 
 impl Node {

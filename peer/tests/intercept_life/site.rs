@@ -32,11 +32,13 @@ pub(crate) struct Setting {
     pub(crate) mode: &'static str,
     pub(crate) bypass_for: &'static str,
     pub(crate) hub: &'static [&'static str],
+    /// Further top-level sections of the configuration.
+    pub(crate) more: &'static str,
 }
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { mode: "dns", bypass_for: "120s", hub: &[] }
+        Self { mode: "dns", bypass_for: "120s", hub: &[], more: "" }
     }
 }
 
@@ -128,14 +130,14 @@ impl Site {
     }
 
     fn configuration(&self) -> String {
-        let Setting { mode, bypass_for, .. } = self.setting;
+        let Setting { mode, bypass_for, more, .. } = self.setting;
         let (v4, v6) = (self.lab.node().v4, self.lab.node().v6);
         format!(
             "data_dir: {data}\nlog: {{level: debug}}\n\
              intercept:\n  enabled: on\n  cgroup: {cgroup}\n  mode: {mode}\n  node_address_v4: {v4}\n  node_address_v6: \"{v6}\"\n  \
              bypass_for: {bypass_for}\n  heartbeat_max_silence: 1s\n\
              origin:\n  extra_cas: [{ca}]\n  allow_private: true\n\
-             store:\n  keep_free: 64MiB\n",
+             store:\n  keep_free: 64MiB\n{more}",
             data = self.folder.path().join("data").display(),
             cgroup = self.clients.path().display(),
             ca = self.hub.ca().display(),
