@@ -5,7 +5,7 @@
 //! | GET /metrics | OpenMetrics text |
 //! | GET /healthz | 200 while the process answers |
 //! | GET /readyz | 200 with what is degraded a line, or 503 with a reason a line |
-//! | GET /debug/pprof/profile?seconds=N | CPU profile, pprof's protobuf; one at a time, 1 to 60 s |
+//! | GET /debug/pprof/profile?seconds=N | CPU profile, pprof's protobuf; one at a time, 1 to 60 s; as a change |
 //! | GET /v1/status | [`Status`] as JSON |
 //! | GET /v1/tasks[?label=HOST/PATH] | [`Task`]s as a JSON list, all or those of this label |
 //! | DELETE /v1/tasks/{id} | 204, 404 unknown, 409 in use or pinned |
@@ -13,15 +13,17 @@
 //! | POST /v1/preheats | takes a [`PreheatWanted`]; 202 and a [`PreheatTaken`], 400, 421 host not served, 503 too many |
 //! | GET /v1/preheats | [`Preheat`]s as a JSON list |
 //!
-//! Reading is for whoever reaches the port. Changing is for this machine only, whatever address the port listens on, and
-//! never for a web page: a request from another address, or one that carries `Origin` (as every browser's DELETE does),
-//! gets 403. It runs on the control thread's runtime and so never delays a shard.
+//! There are two ways in. The TCP port is for reading, by anyone who reaches it; a change or a profile gets 403 there, with the path
+//! of the [`socket`], on which the kernel says which user asks: root, the node's own user, and those that [`AdminAccess`]
+//! names may change the node, all others may read. A request with `Origin`, as a web page sends, changes nothing in
+//! either place. Both run on the control thread's runtime and so never delay a shard.
 
 mod profile;
 mod report;
 mod routes;
+pub(crate) mod socket;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{fmt::Display, io, net::SocketAddr, sync::Arc};
 
 use pondhawk_scheduler::http_port;
 use tokio::net::TcpListener;
@@ -31,6 +33,7 @@ pub use report::{
     Interception, LinkReport, Preheat, PreheatCounts, PreheatNodes, PreheatRefusal, PreheatScope, PreheatTaken,
     PreheatWanted, Removal, Status, StoreStatus, SwarmReport, Task,
 };
+pub use socket::{AdminAccess, AdminSocket};
 
 /// Connections at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -52,6 +55,11 @@ pub trait Control: Send + Sync + 'static {
     /// Files that are, were or will be fetched so.
     fn preheats(&self) -> Vec<Preheat>;
 
+    /// The path of the Unix socket on which changes are accepted; `None` where there is none.
+    fn socket(&self) -> Option<String> {
+        None
+    }
+
     /// How the node is.
     fn status(&self) -> Status;
 
@@ -66,12 +74,27 @@ pub trait Control: Send + Sync + 'static {
     }
 }
 
-/// The port cannot be opened: the configuration or another process is to blame.
+/// The admin port or socket cannot be opened: the configuration or another process is to blame.
 #[derive(Debug, thiserror::Error)]
-#[error("the admin port {address} cannot be opened: {source}")]
+#[error("the admin interface {place} cannot be opened: {source}")]
 pub struct AdminError {
-    address: SocketAddr,
+    place: String,
     source: io::Error,
+}
+
+impl AdminError {
+    fn new(place: impl Display, source: io::Error) -> Self {
+        Self { place: place.to_string(), source }
+    }
+}
+
+/// By which way a request came, which decides what it may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Caller {
+    /// The TCP port, where a peer is known by nothing but its address.
+    Port,
+    /// The Unix socket.
+    Socket { uid: u32, may_change: bool },
 }
 
 /// The bound port.
@@ -89,7 +112,7 @@ pub(crate) struct Context {
 impl Admin {
     /// Opens the port. On a Tokio runtime.
     pub async fn bind(address: SocketAddr) -> Result<Self, AdminError> {
-        let failed = |source| AdminError { address, source };
+        let failed = |source| AdminError::new(address, source);
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address })
@@ -103,9 +126,9 @@ impl Admin {
     /// Answers until the future is dropped; running answers then end with the runtime.
     pub async fn serve(self, metrics: Arc<Metrics>, control: Arc<dyn Control>) {
         let context = Arc::new(Context { metrics, control });
-        let answer = move |request, peer| {
+        let answer = move |request, _peer| {
             let context = Arc::clone(&context);
-            async move { routes::answer(request, peer, &context).await }
+            async move { routes::answer(request, &Caller::Port, &context).await }
         };
         http_port::serve(&self.listener, MAX_CONNECTIONS, "admin port", answer).await;
     }

@@ -26,6 +26,9 @@ use document::{Keys, section};
 pub use load::{ConfigError, Loaded};
 pub use value::{Listen, Mark, Period, Quota, Size, SocketPath, ValueError};
 
+/// The admin socket's name in `data_dir`, unless `admin.socket` names another place.
+const ADMIN_SOCKET: &str = "admin.sock";
+
 section! {
     /// Everything that can be set.
     Config {
@@ -45,6 +48,9 @@ section! {
         /// Where the node listens.
         #[serde(deserialize_with = "document::section_or_default")]
         listen: ListenOn = ListenOn::default(),
+        /// Who may change a running node: pin and remove files, have files preheated, take a CPU profile.
+        #[serde(deserialize_with = "document::section_or_default")]
+        admin: AdminRights = AdminRights::default(),
         /// The transparent way in: port-443 connections of this machine, caught by eBPF.
         #[serde(deserialize_with = "document::section_or_default")]
         intercept: Intercept = Intercept::default(),
@@ -110,13 +116,30 @@ section! {
         /// hf_xet with HF_XET_CLIENT_UNIX_SOCKET_PATH. Unit: an absolute path, or off. Cost: whoever can open it can download
         /// through this node; the mode of its directory says who. Default off: most nodes catch connections.
         unix: SocketPath = SocketPath(None),
-        /// Metrics, health, CPU profile and control (ls, rm, status). Unit: address:port, or off. Cost: whoever reaches
-        /// it sees what is kept; changes are taken from this machine only, whatever the address. Default: this machine only.
+        /// Metrics, health, and what the node holds and does, for reading only: see admin.socket for changes. Unit:
+        /// address:port, or off. Cost: everyone who reaches it sees what is kept. Default: this machine only.
         admin: Listen = loopback(65002),
         /// The port to which caught connections are led, on every address so that clients in other network namespaces
         /// reach it; a connection that the BPF program did not send there is closed. Unit: a port; 0 takes any free one.
         /// Default 65003: beside the other two.
         intercept_port: u16 = 65003,
+    }
+}
+
+section! {
+    /// Who may change a running node.
+    AdminRights {
+        /// The Unix socket on which the node accepts changes, and which `pondhawk` uses by default. The kernel says which user
+        /// is at the other end: root and the user that the node runs as may change it, beside those named here; every other
+        /// user may read. Unit: an absolute path of at most 107 bytes; null is admin.sock in data_dir; off accepts no
+        /// changes at all. Cost: none. Default null: data_dir is writable wherever a node runs.
+        socket: Option<SocketPath> = None,
+        /// Further users who may change the node. Unit: user ids, as `id -u` prints them. Cost: each can remove all that is
+        /// kept, and pin files until no room is left. Default none.
+        users: Vec<u32> = Vec::new(),
+        /// Groups whose members may change the node, supplementary groups included. Unit: group ids, as
+        /// `getent group NAME` prints them. Cost: as for users. Default none.
+        groups: Vec<u32> = Vec::new(),
     }
 }
 
@@ -483,6 +506,16 @@ impl Limits {
     /// How many buffers each of `shards` shards gets.
     pub fn buffers_per_shard(&self, shards: usize) -> usize {
         (self.buffer_memory.as_usize() / self.buffer_size.as_usize().max(1) / shards.max(1)).max(Self::MIN_BUFFERS)
+    }
+}
+
+impl Config {
+    /// Where the admin socket is; `None`: it is off.
+    pub fn admin_socket(&self) -> Option<PathBuf> {
+        match &self.admin.socket {
+            Some(path) => path.0.clone(),
+            None => Some(self.data_dir.join(ADMIN_SOCKET)),
+        }
     }
 }
 

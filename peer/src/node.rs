@@ -7,8 +7,9 @@ mod reload;
 
 use std::{
     cell::RefCell,
+    path::PathBuf,
     rc::Rc,
-    sync::{Arc, Barrier, atomic::AtomicUsize, mpsc},
+    sync::{Arc, Barrier, OnceLock, atomic::AtomicUsize, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -70,7 +71,7 @@ pub enum NodeError {
     #[error("listen.unix: {path}: {source}")]
     ListenUnix {
         /// Where.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -201,6 +202,8 @@ pub struct Node {
     /// What the kernel can do.
     pub features: Features,
     bound: build::Bound,
+    /// Where changes are accepted; empty until the socket is bound, and where it is off.
+    admin_socket: OnceLock<PathBuf>,
     started: Instant,
     drain: watch::Sender<bool>,
 }

@@ -4,18 +4,22 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     process::{Command, Output},
     sync::{Arc, Mutex},
 };
 
 use pondhawk::{
-    admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
+    admin::{
+        Admin, AdminAccess, AdminSocket, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal,
+        Status, StoreStatus, Task,
+    },
     config::Config,
     metrics::{Metrics, Totals},
     task::TaskId,
 };
 
-struct Wax(Mutex<Vec<Task>>);
+struct Wax(Mutex<Vec<Task>>, String);
 
 impl Control for Wax {
     fn tasks(&self) -> Vec<Task> {
@@ -53,8 +57,14 @@ impl Control for Wax {
         vec![Preheat { id: 7, label, state: "failed".into(), error: Some("no".into()), ..Preheat::default() }]
     }
 
+    fn socket(&self) -> Option<String> {
+        Some(self.1.clone())
+    }
+
     fn status(&self) -> Status {
         Status {
+            pid: std::process::id(),
+            admin_socket: self.socket(),
             version: "1.2.3".into(),
             uptime_seconds: 7200,
             store: StoreStatus { dir: "/pond".into(), tasks: 2, bytes: 3 << 30, quota: 10 << 30 },
@@ -89,6 +99,7 @@ fn task(digit: char, label: &str, in_use: bool) -> Task {
 
 struct Node {
     address: SocketAddr,
+    dir: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -96,8 +107,14 @@ fn node(tasks: Vec<Task>) -> Node {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let admin = runtime.block_on(Admin::bind("127.0.0.1:0".parse().unwrap())).unwrap();
     let address = admin.address();
-    runtime.spawn(admin.serve(Metrics::new(), Arc::new(Wax(Mutex::new(tasks)))));
-    Node { address, _runtime: runtime }
+    // Reached by every user, as the directory of a node's state is.
+    let dir = tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let socket = runtime.block_on(async { AdminSocket::bind(&path, AdminAccess::default()) }).unwrap();
+    let wax = Arc::new(Wax(Mutex::new(tasks), path.display().to_string()));
+    runtime.spawn(admin.serve(Metrics::new(), Arc::clone(&wax) as Arc<dyn Control>));
+    runtime.spawn(socket.serve(Metrics::new(), wax));
+    Node { address, dir, _runtime: runtime }
 }
 
 fn pondhawk(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
@@ -225,6 +242,52 @@ fn a_pinned_task_is_shown_as_such_and_stays() {
     let (code, _, message) = node.ask(&["pin", "https://cdn.example/other"]);
     assert_eq!((code, message.contains("preheat --pin")), (Some(1), true), "{message}");
     assert_eq!(node.ask(&["rm", "aaaaaaaa"]).0, Some(0));
+}
+
+/// The port's address is enough for root: the command asks the node behind it for its socket.
+#[test]
+fn changes_go_to_the_socket_whichever_of_both_is_named() {
+    let node = node(vec![task('a', "a", false), task('b', "b", false)]);
+    let socket = node.dir.path().join("admin.sock").display().to_string();
+    let named = |arguments: &[&str], admin: &str| pondhawk(&[arguments, &["--admin", admin]].concat(), &[]);
+    assert_eq!(named(&["pin", "aaaaaaaa"], &socket).0, Some(0));
+    assert_eq!(named(&["unpin", "aaaaaaaa"], &node.address.to_string()).0, Some(0));
+    assert!(named(&["ls"], &socket).1.contains("2 tasks"));
+    let configured = node.dir.path().join("config.yaml");
+    std::fs::write(&configured, format!("admin: {{socket: {socket}}}\nlisten: {{admin: off}}\n")).unwrap();
+    let (code, out, message) = pondhawk(&["rm", "bbbbbbbb"], &[("PONDHAWK_CONFIG", configured.to_str().unwrap())]);
+    assert_eq!((code, out), (Some(0), format!("removed {}\n", "b".repeat(64))), "{message}");
+}
+
+/// On a shared machine everyone could pin and remove everything.
+#[test]
+fn another_user_reads_and_changes_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        let required = std::env::var("PONDHAWK_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
+        assert!(!required, "needs root, to run a command as another user");
+        eprintln!("left out: needs root, to run a command as another user");
+        return;
+    }
+    let node = node(vec![task('a', "a", false)]);
+    // The test's binary may be below a directory that only root can enter.
+    let binary = node.dir.path().join("pondhawk");
+    std::fs::copy(env!("CARGO_BIN_EXE_pondhawk"), &binary).unwrap();
+    let socket = node.dir.path().join("admin.sock").display().to_string();
+    let as_nobody = |arguments: &[&str], admin: &str| {
+        let mut command = Command::new(&binary);
+        command.args(arguments).args(["--admin", admin]).env_clear().current_dir("/").uid(65534).gid(65534);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    for admin in [&socket, &node.address.to_string()] {
+        assert!(as_nobody(&["ls"], admin).1.contains("1 tasks"));
+        for change in [&["rm", "--all"][..], &["pin", "aaaaaaaa"], &["preheat", "https://cdn.example/x"]] {
+            let (code, out, message) = as_nobody(change, admin);
+            assert_eq!((code, out.as_str()), (Some(1), ""), "{change:?}: {message}");
+            assert!(message.contains("user 65534 may not change this node"), "{message}");
+        }
+    }
+    assert!(node.ask(&["ls"]).1.contains("1 tasks"));
 }
 
 #[test]

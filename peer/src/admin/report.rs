@@ -178,6 +178,9 @@ pub struct Status {
     pub connections: u64,
     /// Where the proxy listens.
     pub proxy: Option<SocketAddr>,
+    /// The path of the Unix socket on which changes are accepted.
+    #[serde(default)]
+    pub admin_socket: Option<String>,
     /// The store.
     pub store: StoreStatus,
     /// Sums since the start.

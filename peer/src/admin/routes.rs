@@ -1,6 +1,6 @@
 //! One request on the admin port.
 
-use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -13,7 +13,7 @@ use pondhawk_scheduler::http_port;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Context, Control, PreheatRefusal, PreheatTaken, PreheatWanted, Removal, Task, profile};
+use super::{Caller, Context, Control, PreheatRefusal, PreheatTaken, PreheatWanted, Removal, Task, profile};
 use crate::{metrics, task::TaskId};
 
 type Answer = Response<Full<Bytes>>;
@@ -22,31 +22,32 @@ const TASKS: &str = "/v1/tasks/";
 /// For a document to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const PREHEATS: &str = "/v1/preheats";
+const PROFILE: &str = "/debug/pprof/profile";
 /// The longest document that is taken: a signed URL and a few headers.
 const MAX_DOCUMENT: usize = 64 << 10;
 
-/// Answers a request from `peer`.
-pub(super) async fn answer(request: Request<Incoming>, peer: SocketAddr, context: &Context) -> Answer {
+/// Answers a request of `caller`.
+pub(super) async fn answer(request: Request<Incoming>, caller: &Caller, context: &Context) -> Answer {
     let (method, path) = (request.method(), request.uri().path());
     if let Some(id) = path.strip_prefix(TASKS).and_then(|rest| rest.strip_suffix("/pin")) {
         return match *method {
-            Method::PUT | Method::DELETE => pin(&request, id, peer, context).await,
+            Method::PUT | Method::DELETE => pin(&request, id, caller, context).await,
             _ => wrong_method("PUT, DELETE"),
         };
     }
     if path == PREHEATS && method == Method::POST {
-        return preheat(request, peer, context).await;
+        return preheat(request, caller, context).await;
     }
     if let Some(id) = path.strip_prefix(TASKS) {
         return match *method {
-            Method::DELETE => remove(&request, id, peer, context).await,
+            Method::DELETE => remove(&request, id, caller, context).await,
             _ => wrong_method("DELETE"),
         };
     }
-    let found = ["/metrics", "/healthz", "/readyz", "/debug/pprof/profile", "/v1/status", "/v1/tasks", PREHEATS]
-        .contains(&path);
+    let found = ["/metrics", "/healthz", "/readyz", PROFILE, "/v1/status", "/v1/tasks", PREHEATS].contains(&path);
     match (found, method) {
         (false, _) => text(StatusCode::NOT_FOUND, "no such page\n"),
+        (true, &Method::GET) if path == PROFILE => profiled(&request, caller, context).await,
         (true, &Method::GET | &Method::HEAD) => read(path, request.uri().query(), context).await,
         (true, _) => wrong_method("GET, HEAD"),
     }
@@ -66,7 +67,8 @@ async fn read(path: &str, query: Option<&str>, context: &Context) -> Answer {
         }
         PREHEATS => ask(context, |control| json(&control.preheats())).await,
         "/v1/status" => ask(context, |control| json(&control.status())).await,
-        _ => profiled(query).await,
+        // HEAD of a profile, which is not worth taking one.
+        _ => text(StatusCode::OK, ""),
     }
 }
 
@@ -82,8 +84,12 @@ fn tasks(control: &dyn Control, label: Option<&str>) -> Vec<Task> {
     tasks
 }
 
-async fn profiled(query: Option<&str>) -> Answer {
-    match profile::take(query).await {
+/// A profile costs CPU time, and memory that stays: it is for those who may change the node.
+async fn profiled(request: &Request<Incoming>, caller: &Caller, context: &Context) -> Answer {
+    if let Err(reason) = may_change(request.headers(), caller, context) {
+        return text(StatusCode::FORBIDDEN, reason);
+    }
+    match profile::take(request.uri().query()).await {
         Ok(profile) => typed(StatusCode::OK, "application/octet-stream", profile),
         Err(error) => text(error.status(), format!("{error}\n")),
     }
@@ -99,8 +105,8 @@ fn ready(reasons: &[String], degraded: &[String]) -> Answer {
     }
 }
 
-async fn remove(request: &Request<Incoming>, id: &str, peer: SocketAddr, context: &Context) -> Answer {
-    if let Err(reason) = may_change(request.headers(), peer) {
+async fn remove(request: &Request<Incoming>, id: &str, caller: &Caller, context: &Context) -> Answer {
+    if let Err(reason) = may_change(request.headers(), caller, context) {
         return text(StatusCode::FORBIDDEN, reason);
     }
     let id: TaskId = match id.parse() {
@@ -116,8 +122,8 @@ async fn remove(request: &Request<Incoming>, id: &str, peer: SocketAddr, context
     .await
 }
 
-async fn pin(request: &Request<Incoming>, id: &str, peer: SocketAddr, context: &Context) -> Answer {
-    if let Err(reason) = may_change(request.headers(), peer) {
+async fn pin(request: &Request<Incoming>, id: &str, caller: &Caller, context: &Context) -> Answer {
+    if let Err(reason) = may_change(request.headers(), caller, context) {
         return text(StatusCode::FORBIDDEN, reason);
     }
     let id: TaskId = match id.parse() {
@@ -133,8 +139,8 @@ async fn pin(request: &Request<Incoming>, id: &str, peer: SocketAddr, context: &
     .await
 }
 
-async fn preheat(request: Request<Incoming>, peer: SocketAddr, context: &Context) -> Answer {
-    if let Err(reason) = may_change(request.headers(), peer) {
+async fn preheat(request: Request<Incoming>, caller: &Caller, context: &Context) -> Answer {
+    if let Err(reason) = may_change(request.headers(), caller, context) {
         return text(StatusCode::FORBIDDEN, reason);
     }
     let read = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_DOCUMENT).collect()).await;
@@ -157,11 +163,25 @@ async fn preheat(request: Request<Incoming>, peer: SocketAddr, context: &Context
 }
 
 /// Whether this request may change something; why not, otherwise.
-pub(super) fn may_change(headers: &HeaderMap, peer: SocketAddr) -> Result<(), &'static str> {
-    match () {
-        () if !peer.ip().to_canonical().is_loopback() => Err("changes are taken from this machine only\n"),
-        () if headers.contains_key(ORIGIN) => Err("changes are not taken from web pages (the request has an Origin)\n"),
-        () => Ok(()),
+fn may_change(headers: &HeaderMap, caller: &Caller, context: &Context) -> Result<(), String> {
+    match caller {
+        _ if headers.contains_key(ORIGIN) => {
+            Err("changes are not accepted from web pages (the request has an Origin)\n".to_owned())
+        }
+        Caller::Socket { may_change: true, .. } => Ok(()),
+        Caller::Socket { uid, .. } => Err(format!(
+            "user {uid} may not change this node: that is for root, the node's own user, and the ids in admin.users and \
+             admin.groups\n"
+        )),
+        Caller::Port => Err(match context.control.socket() {
+            Some(path) => format!(
+                "this port is for reading: changes and profiles are accepted on the Unix socket {path}, as by `pondhawk` or \
+                 `curl --unix-socket {path}`\n"
+            ),
+            None => "this port is for reading: changes and profiles are accepted on a Unix socket, which this node does not have \
+                     (admin.socket)\n"
+                .to_owned(),
+        }),
     }
 }
 

@@ -52,7 +52,7 @@ impl Explain {
         let config = self.settings.load()?.config;
         let mut explanation = explain(&self.url, &config).map_err(CliError::Task)?;
         if let Some(task) = &explanation.task {
-            let known = client::get::<Vec<admin::Task>>(&self.node.admin, "/v1/tasks");
+            let known = client::get::<Vec<admin::Task>>(&self.node.place(), "/v1/tasks");
             explanation.held = known.map_or_else(|error| format!("not known: {error}"), |tasks| held(task, &tasks));
         }
         Ok(if self.json { super::json(&explanation) } else { explanation.table() })

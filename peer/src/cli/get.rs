@@ -28,6 +28,7 @@ use super::CliError;
 pub(super) use error::GetError;
 use progress::Progress;
 use report::Report;
+pub(super) use settings::{configured, is_this_machine};
 
 const EXIT_CODES: &str = "\
 Exit codes:

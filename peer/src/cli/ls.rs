@@ -22,7 +22,7 @@ pub(super) struct Ls {
 
 impl Ls {
     pub(super) fn run(&self) -> Result<String, CliError> {
-        let mut tasks: Vec<Task> = client::get(&self.node.admin, "/v1/tasks")?;
+        let mut tasks: Vec<Task> = client::get(&self.node.place(), "/v1/tasks")?;
         tasks.sort_by(|a, b| b.used_unix.cmp(&a.used_unix).then_with(|| a.label.cmp(&b.label)));
         if self.json {
             return Ok(super::json(&tasks));

@@ -32,7 +32,7 @@ use crate::{
     config::{Config, ConfigError, Loaded},
     tls::Suffixes,
 };
-use client::ClientError;
+use client::{AdminPlace, ClientError};
 
 /// A failed command.
 const FAILED: u8 = 1;
@@ -103,9 +103,19 @@ struct CaCommand {
 /// Which node is asked.
 #[derive(Debug, Args)]
 struct Node {
-    /// The node's admin port
-    #[arg(long, value_name = "ADDRESS", env = "PONDHAWK_ADMIN", default_value = "127.0.0.1:65002")]
-    admin: String,
+    /// The node's admin socket or port; only the socket accepts changes [default: those of this machine's configuration, else
+    /// /var/lib/pondhawk/admin.sock and 127.0.0.1:65002]
+    #[arg(long, value_name = "PATH|ADDRESS", env = "PONDHAWK_ADMIN")]
+    admin: Option<String>,
+}
+
+impl Node {
+    fn place(&self) -> AdminPlace {
+        match self.admin.as_deref().filter(|text| !text.is_empty()) {
+            Some(text) => AdminPlace::named(text),
+            None => get::configured().admin,
+        }
+    }
 }
 
 /// Why a command failed.

@@ -42,7 +42,7 @@ pub(super) struct Pin {
 
 impl Pin {
     pub(super) fn run(&self, pinned: bool) -> Result<String, CliError> {
-        let held: Vec<Task> = client::get(&self.node.admin, "/v1/tasks")?;
+        let held: Vec<Task> = client::get(&self.node.place(), "/v1/tasks")?;
         let mut ids = Vec::new();
         for what in &self.what {
             match what.contains("://") {
@@ -55,11 +55,12 @@ impl Pin {
 
     fn set(&self, ids: &[String], pinned: bool) -> Result<String, CliError> {
         let mut done = String::new();
+        let admin = self.node.place();
         for id in ids {
             let path = format!("/v1/tasks/{id}/pin");
             let there = match pinned {
-                true => client::put(&self.node.admin, &path)?,
-                false => client::delete(&self.node.admin, &path)? != 404,
+                true => client::put(&admin, &path)?,
+                false => client::delete(&admin, &path)? != 404,
             };
             if !there {
                 return Err(CliError::Partly { done, message: format!("the task {id} is gone") });

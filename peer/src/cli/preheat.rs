@@ -106,7 +106,7 @@ impl Preheat {
 
     async fn work(&self, progress: &Progress) -> Result<String, CliError> {
         // Without a node there is nobody to ask the Hub for.
-        let _: admin::Status = block_in_place(|| client::get(&self.node.admin, "/v1/status"))?;
+        let _: admin::Status = block_in_place(|| client::get(&self.node.place(), "/v1/status"))?;
         let (mut taken, mut on_hub) = (BTreeMap::new(), 0);
         for what in &self.what {
             let found = remote::places(what, &self.rights, &self.patterns, progress).await;
@@ -135,8 +135,9 @@ impl Preheat {
     async fn hand_over(&self, place: Place) -> Result<admin::Preheat, CliError> {
         let wanted =
             PreheatWanted { pin: self.pin, nodes: self.nodes(), ..PreheatWanted::of(&place.url, &place.lines) };
+        let admin = self.node.place();
         loop {
-            let taken = block_in_place(|| client::post(&self.node.admin, "/v1/preheats", &wanted))?;
+            let taken = block_in_place(|| client::post(&admin, "/v1/preheats", &wanted))?;
             if let Some(PreheatTaken { id }) = taken {
                 let label = crate::task::id::label(&place.url);
                 return Ok(admin::Preheat { id, label, state: "waiting".to_owned(), ..admin::Preheat::default() });
@@ -152,8 +153,9 @@ impl Preheat {
         progress: &Progress,
     ) -> Result<(), CliError> {
         let bar = progress.file(&format!("{} files", taken.len()), None);
+        let admin = self.node.place();
         loop {
-            let told: Vec<admin::Preheat> = block_in_place(|| client::get(&self.node.admin, "/v1/preheats"))?;
+            let told: Vec<admin::Preheat> = block_in_place(|| client::get(&admin, "/v1/preheats"))?;
             let mut told: BTreeMap<_, _> = told.into_iter().map(|preheat| (preheat.id, preheat)).collect();
             for preheat in taken.values_mut().filter(|preheat| !is_over(preheat)) {
                 // A node that was started anew knows nothing of it.

@@ -26,7 +26,7 @@ pub(super) struct Rm {
 
 impl Rm {
     pub(super) fn run(&self) -> Result<String, CliError> {
-        let held: Vec<Task> = client::get(&self.node.admin, "/v1/tasks")?;
+        let held: Vec<Task> = client::get(&self.node.place(), "/v1/tasks")?;
         let ids = match self.all {
             true => held.into_iter().map(|task| task.id).collect(),
             false => self.tasks.iter().map(|name| find(name, &held)).collect::<Result<Vec<_>, _>>()?,
@@ -36,8 +36,9 @@ impl Rm {
 
     fn remove(&self, ids: &[String]) -> Result<String, CliError> {
         let (mut done, mut in_use) = (String::new(), 0);
+        let admin = self.node.place();
         for id in ids {
-            match client::delete(&self.node.admin, &format!("/v1/tasks/{id}"))? {
+            match client::delete(&admin, &format!("/v1/tasks/{id}"))? {
                 409 => in_use += 1,
                 // Gone meanwhile is gone as well.
                 _ => _ = writeln!(done, "removed {id}"),

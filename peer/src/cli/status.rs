@@ -17,7 +17,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(&self) -> Result<String, CliError> {
-        let status: admin::Status = client::get(&self.node.admin, "/v1/status")?;
+        let status: admin::Status = client::get(&self.node.place(), "/v1/status")?;
         if self.json {
             return Ok(super::json(&status));
         }

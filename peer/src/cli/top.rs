@@ -70,8 +70,8 @@ impl Top {
     }
 
     fn look(&self, begun: Instant) -> Result<Sample, CliError> {
-        let status: Status = client::get(&self.node.admin, "/v1/status")?;
-        let tasks: Vec<Task> = client::get(&self.node.admin, "/v1/tasks")?;
+        let status: Status = client::get(&self.node.place(), "/v1/status")?;
+        let tasks: Vec<Task> = client::get(&self.node.place(), "/v1/tasks")?;
         Ok(Sample { at: begun.elapsed(), status, tasks })
     }
 }

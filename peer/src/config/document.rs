@@ -27,6 +27,7 @@ macro_rules! plain_values {
 }
 plain_values!(bool, f64, u8, u16, u32, u64, usize, String, PathBuf, Listen, Mark, Period, Quota, Size, SocketPath);
 plain_values!(Option<PathBuf>, Option<String>, Option<IpAddr>, Option<Ipv4Addr>, Option<Ipv6Addr>, Option<Size>);
+plain_values!(Option<SocketPath>);
 impl<T> Keys for Vec<T> {}
 impl<K, V> Keys for BTreeMap<K, V> {}
 

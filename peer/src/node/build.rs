@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
     time::Instant,
 };
 
@@ -84,6 +84,7 @@ pub(super) fn build(config: Config, features: Features, tracer: Tracer) -> Resul
         preheats: Preheats::default(),
         origin: Arc::new(origin),
         cluster,
+        admin_socket: OnceLock::new(),
         started: Instant::now(),
         drain: watch::Sender::new(false),
         config,

@@ -15,7 +15,10 @@ use super::{
     reload::{Source, reload},
 };
 use crate::{
-    admin::{Admin, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal, Status, StoreStatus, Task},
+    admin::{
+        Admin, AdminAccess, AdminSocket, Control, Interception, Preheat, PreheatRefusal, PreheatWanted, Removal,
+        Status, StoreStatus, Task,
+    },
     config::InterceptMode,
     fetch::{Brought, Terms},
     intercept::{
@@ -56,6 +59,7 @@ async fn control(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError
         Some(address) => Some(Admin::bind(address).await?),
         None => None,
     };
+    let socket = bind_admin_socket(node)?;
     first_beat(node).await;
     announce(node, admin.as_ref());
     if let Some(cluster) = &node.cluster {
@@ -63,6 +67,9 @@ async fn control(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError
     }
     if let Some(admin) = admin {
         tokio::spawn(admin.serve(Arc::clone(&node.metrics), Arc::clone(node) as Arc<dyn Control>));
+    }
+    if let Some(socket) = socket {
+        tokio::spawn(socket.serve(Arc::clone(&node.metrics), Arc::clone(node) as Arc<dyn Control>));
     }
     if let Ok(interceptor) = &node.interceptor {
         let names = node.tls.suffixes().iter().map(str::to_owned).collect();
@@ -86,6 +93,26 @@ async fn control(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError
     }
     tokio::time::sleep(LAST_ACCEPTS).await;
     Ok(())
+}
+
+/// Opens the Unix socket for changes. Where the configuration does not ask for a place, a file system without sockets, or a path
+/// that is too long, must not keep the node from serving: it warns and accepts no changes.
+fn bind_admin_socket(node: &Node) -> Result<Option<AdminSocket>, NodeError> {
+    let Some(path) = node.config.admin_socket() else { return Ok(None) };
+    let rights = &node.config.admin;
+    let access = AdminAccess { users: rights.users.clone(), groups: rights.groups.clone() };
+    match AdminSocket::bind(&path, access) {
+        Ok(socket) => {
+            // Set once: this is the only place.
+            let _ = node.admin_socket.set(path);
+            Ok(Some(socket))
+        }
+        Err(error) if rights.socket.is_some() => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "no changes are accepted (ls and status work): set admin.socket to another path");
+            Ok(None)
+        }
+    }
 }
 
 /// Reloads at each SIGHUP. Ends where the signal says that the terminal is gone which the node was started from.
@@ -182,6 +209,7 @@ fn announce(node: &Node, admin: Option<&Admin>) {
         shards = status.shards,
         proxy = ?status.proxy,
         admin = ?admin.map(Admin::address),
+        admin_socket = status.admin_socket,
         intercept = ?node.bound.intercept,
         cgroup = ?status.interception.cgroup,
         store = status.store.dir,
@@ -241,6 +269,10 @@ impl Control for Node {
         self.preheats.list()
     }
 
+    fn socket(&self) -> Option<String> {
+        self.admin_socket.get().map(|path| path.display().to_string())
+    }
+
     fn status(&self) -> Status {
         let usage = self.store.usage();
         Status {
@@ -252,6 +284,7 @@ impl Control for Node {
             degraded: self.degraded(),
             connections: self.connections.open() as u64,
             proxy: self.bound.proxy,
+            admin_socket: self.socket(),
             store: StoreStatus {
                 dir: self.config.data_dir.join("store").display().to_string(),
                 tasks: usage.tasks as u64,

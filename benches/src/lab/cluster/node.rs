@@ -173,11 +173,12 @@ impl Node {
     /// Asks it to drop all that it holds, as `pondhawk rm` does; what is in use stays.
     pub fn drop_tasks(&self) -> Result<(), LabError> {
         let tasks = self.tasks()?;
+        let socket = self.data_dir().join("admin.sock").display().to_string();
         let ids = tasks.iter().filter_map(|task| task["id"].as_str());
         let urls: Vec<String> = ids.map(|id| format!("http://{ADMIN}/v1/tasks/{id}")).collect();
         for some in urls.chunks(AT_ONCE) {
-            let words: Vec<&str> =
-                ["--max-time", "4", "--request", "DELETE"].into_iter().chain(some.iter().map(String::as_str)).collect();
+            let fixed = ["--max-time", "4", "--unix-socket", &socket, "--request", "DELETE"];
+            let words: Vec<&str> = fixed.into_iter().chain(some.iter().map(String::as_str)).collect();
             // 409 for one that is in use.
             let _ = self.host.netns().curl(&words);
         }

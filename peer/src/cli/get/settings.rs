@@ -11,7 +11,8 @@ use super::{
     web::{Lines, Way},
 };
 use crate::{
-    cli::Settings,
+    cli::{Settings, client::AdminPlace},
+    config::Config,
     swarm::upstream::{Upstream, UpstreamError},
     task::id::parse_hex32,
 };
@@ -64,11 +65,11 @@ impl Get {
         if self.direct {
             return Way::default();
         }
-        let (node, admin) = match &self.node {
-            Some(node) => (node.clone(), on_the_host_of(node)),
+        let Configured { proxy, admin } = match &self.node {
+            Some(node) => Configured { proxy: node.clone(), admin: on_the_host_of(node) },
             None => configured(),
         };
-        Way { node: Some(node), admin: variable("PONDHAWK_ADMIN").or(admin) }
+        Way { node: Some(proxy), admin: variable("PONDHAWK_ADMIN").map_or(admin, |text| AdminPlace::named(&text)) }
     }
 
     pub(super) fn wanted_digest(&self) -> Result<Option<[u8; 32]>, GetError> {
@@ -92,16 +93,24 @@ fn header(line: &str) -> Result<(String, Vec<u8>), GetError> {
     if good { Ok((name.to_owned(), value.as_bytes().to_vec())) } else { Err(wrong()) }
 }
 
-/// The ports of the configuration that `pondhawk up` reads here; whoever may not read it has the defaults.
-pub(super) fn configured() -> (String, Option<String>) {
+/// Where the node of this machine is.
+pub(crate) struct Configured {
+    /// `host:port` of its proxy port.
+    pub(crate) proxy: String,
+    pub(crate) admin: AdminPlace,
+}
+
+/// As the configuration says that `pondhawk up` reads here; where this user may not read it, the defaults.
+pub(crate) fn configured() -> Configured {
     let settings = Settings { config: variable("PONDHAWK_CONFIG").map(PathBuf::from), set: Vec::new() };
     let reached = |address: SocketAddr| match address.ip().is_unspecified() {
         true => format!("127.0.0.1:{}", address.port()),
         false => address.to_string(),
     };
-    match settings.load().map(|loaded| loaded.config.listen) {
-        Ok(listen) => (listen.proxy.0.map_or_else(|| NODE.to_owned(), reached), listen.admin.0.map(reached)),
-        Err(_) => (NODE.to_owned(), on_the_host_of(NODE)),
+    let config = settings.load().map_or_else(|_| Config::default(), |loaded| loaded.config);
+    Configured {
+        proxy: config.listen.proxy.0.map_or_else(|| NODE.to_owned(), reached),
+        admin: AdminPlace { socket: config.admin_socket(), port: config.listen.admin.0.map(reached) },
     }
 }
 
@@ -127,14 +136,14 @@ pub(super) fn upstream(
 }
 
 /// Whether `host:port` is a loopback address.
-pub(super) fn is_this_machine(place: &str) -> bool {
+pub(crate) fn is_this_machine(place: &str) -> bool {
     let host = place.rsplit_once(':').map_or(place, |(host, _)| host).trim_matches(['[', ']']);
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Where the admin port of a node is usually.
-fn on_the_host_of(node: &str) -> Option<String> {
-    node.rsplit_once(':').map(|(host, _)| format!("{host}:{ADMIN_PORT}"))
+fn on_the_host_of(node: &str) -> AdminPlace {
+    AdminPlace { socket: None, port: node.rsplit_once(':').map(|(host, _)| format!("{host}:{ADMIN_PORT}")) }
 }
 
 fn token_file() -> Option<String> {

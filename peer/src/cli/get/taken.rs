@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admin::{Preheat, PreheatTaken, PreheatWanted, Status},
-    cli::client,
+    cli::client::{self, AdminPlace},
     store::data_file,
     task::Identity,
 };
@@ -52,7 +52,7 @@ pub(crate) async fn take(
 }
 
 /// Has the node bring the file.
-async fn brought(admin: &str, url: &Url, lines: &Lines, bar: &Bar) -> Option<Preheat> {
+async fn brought(admin: &AdminPlace, url: &Url, lines: &Lines, bar: &Bar) -> Option<Preheat> {
     let wanted = PreheatWanted::of(url, lines);
     let taken = block_in_place(|| client::post::<PreheatTaken>(admin, "/v1/preheats", &wanted)).ok().flatten()?;
     loop {

@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     admin::Task,
-    cli::{client, human::printable},
+    cli::{
+        client::{self, AdminPlace},
+        human::printable,
+    },
     swarm::{Origin, OriginBody, OriginOptions, OriginRequest, Patience},
     task::id,
 };
@@ -78,8 +81,8 @@ enum Body {
 pub(crate) struct Way {
     /// `host:port` of its proxy port.
     pub(crate) node: Option<String>,
-    /// `host:port` of its admin port.
-    pub(crate) admin: Option<String>,
+    /// Where it tells what it holds and accepts files to fetch.
+    pub(crate) admin: AdminPlace,
 }
 
 /// Where requests go.
@@ -100,7 +103,7 @@ impl Web {
     /// Reads the trusted certificates (the system's, and those that SSL_CERT_FILE names) and the proxy that HTTPS_PROXY names.
     pub(crate) fn new(way: Way, endpoint: &Url, progress: Progress) -> Result<Self, GetError> {
         let extra = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty());
-        let configured = configured().0;
+        let configured = configured().proxy;
         let nodes: Vec<&str> = way.node.as_deref().into_iter().chain([configured.as_str()]).collect();
         let proxy = upstream(variable, &nodes).map_err(|error| GetError::Usage(format!("HTTPS_PROXY: {error}")))?;
         let origin = Origin::new(OriginOptions {
@@ -161,7 +164,7 @@ impl Web {
     /// Bytes of this URL's file that the node has from origins and from other nodes, since its start; none if it does not
     /// tell.
     pub(crate) fn brought(&self, url: &Url) -> Option<(u64, u64)> {
-        let admin = self.way.admin.as_deref().filter(|_| !self.silent.load(Ordering::Relaxed))?;
+        let admin = Some(&self.way.admin).filter(|_| !self.silent.load(Ordering::Relaxed))?;
         self.node_for(url, false)?;
         let path = format!("/v1/tasks?label={}", names::encode_all(&id::label(url)));
         let told: Result<Vec<Task>, _> = block_in_place(|| client::get(admin, &path));
@@ -179,11 +182,11 @@ impl Web {
         }
     }
 
-    /// The admin port of a node on this machine that serves this URL.
-    pub(crate) fn own_admin(&self, url: &Url, secret: bool) -> Option<&str> {
-        let admin = self.way.admin.as_deref().filter(|_| !self.silent.load(Ordering::Relaxed))?;
+    /// The admin interface of a node on this machine that serves this URL.
+    pub(crate) fn own_admin(&self, url: &Url, secret: bool) -> Option<&AdminPlace> {
+        let admin = Some(&self.way.admin).filter(|_| !self.silent.load(Ordering::Relaxed))?;
         let node = self.node_for(url, secret)?;
-        (is_this_machine(node) && is_this_machine(admin)).then_some(admin)
+        (is_this_machine(node) && admin.is_local()).then_some(admin)
     }
 
     fn node_for(&self, url: &Url, secret: bool) -> Option<&str> {
