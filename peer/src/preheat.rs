@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use hyper::StatusCode;
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
@@ -24,10 +25,10 @@ use crate::{
     shard::Shard,
     store::{Held, Verdict},
     swarm::{
-        OriginRequest,
+        OriginError, OriginRequest,
         exchange::{Scope, Spread, Spreading, Standing, Wish},
     },
-    task::TaskId,
+    task::{Identity, TaskId},
     trace::Context,
 };
 
@@ -60,7 +61,8 @@ enum Stand {
     Running(Option<Arc<Held>>),
     /// Here, and other nodes are to have it too.
     Spreading(Arc<Held>),
-    Done(TaskId, u64),
+    /// With its task, which an empty file has none of, and its length.
+    Done(Option<TaskId>, u64),
     Failed(String),
 }
 
@@ -147,7 +149,7 @@ impl Preheats {
         self.lock().jobs.get(&id).is_some_and(|job| job.pin)
     }
 
-    fn end(&self, id: u64, outcome: Result<(TaskId, u64), String>) {
+    fn end(&self, id: u64, outcome: Result<(Option<TaskId>, u64), String>) {
         let mut inner = self.lock();
         let Some(job) = inner.jobs.get_mut(&id) else { return };
         job.stand = match outcome {
@@ -190,7 +192,7 @@ impl Job {
             },
             Stand::Done(task, bytes) => Preheat {
                 state: "done".to_owned(),
-                task: Some(task.to_string()),
+                task: task.map(|task| task.to_string()),
                 bytes: *bytes,
                 held_bytes: *bytes,
                 ..none
@@ -208,11 +210,12 @@ pub async fn work(shard: Rc<Shard>) {
         match node.preheats.take() {
             Some((id, wanted)) => tokio::select! {
                 brought = bring(&shard, id, &wanted) => match brought {
-                    Ok(Brought { source, spreading: Some(spreading) }) => {
+                    Ok(Brought::Empty) => over(&shard, id, Ok((None, 0))),
+                    Ok(Brought::Held { source, spreading: Some(spreading) }) => {
                         // The next file need not wait for the other nodes.
                         tokio_uring::spawn(see_spread(Rc::clone(&shard), id, source, spreading));
                     }
-                    Ok(Brought { source, spreading: None }) => over(&shard, id, Ok(named(&source))),
+                    Ok(Brought::Held { source, spreading: None }) => over(&shard, id, Ok(named(&source))),
                     Err(why) => over(&shard, id, Err(why)),
                 },
                 () = node.draining() => return,
@@ -225,10 +228,11 @@ pub async fn work(shard: Rc<Shard>) {
     }
 }
 
-fn over(shard: &Shard, id: u64, outcome: Result<(TaskId, u64), String>) {
+fn over(shard: &Shard, id: u64, outcome: Result<(Option<TaskId>, u64), String>) {
     let node = &shard.node;
     match &outcome {
-        Ok((task, bytes)) => tracing::info!(%task, bytes, "preheated"),
+        Ok((Some(task), bytes)) => tracing::info!(%task, bytes, "preheated"),
+        Ok((None, _)) => tracing::info!("preheated: the file is empty"),
         Err(why) => tracing::warn!(why, "not preheated"),
     }
     node.metrics.preheat(outcome.is_ok());
@@ -236,13 +240,17 @@ fn over(shard: &Shard, id: u64, outcome: Result<(TaskId, u64), String>) {
 }
 
 /// What is here, and perhaps on its way to other nodes.
-struct Brought {
-    source: Source,
-    spreading: Option<Followed>,
+enum Brought {
+    Held {
+        source: Source,
+        spreading: Option<Followed>,
+    },
+    /// The origin vouches for a file without bytes, of which there is nothing to keep.
+    Empty,
 }
 
-fn named(source: &Source) -> (TaskId, u64) {
-    (source.held.meta.id, source.held.meta.layout.len())
+fn named(source: &Source) -> (Option<TaskId>, u64) {
+    (Some(source.held.meta.id), source.held.meta.layout.len())
 }
 
 async fn bring(shard: &Rc<Shard>, id: u64, wanted: &Wanted) -> Result<Brought, String> {
@@ -262,7 +270,9 @@ async fn bring_traced(shard: &Rc<Shard>, id: u64, wanted: &Wanted, trace: Option
             let traced = Terms { trace, ..terms.clone() };
             let source = match fetch::find(shard, request, &head, &traced).await {
                 Found::Source(source) => *source,
+                Found::Answer(error) if refuses_first_byte(shard, request, &error) => return Ok(Brought::Empty),
                 Found::Answer(error) => return Err(error.to_string()),
+                Found::Straight(_) if is_empty(shard, request).await => return Ok(Brought::Empty),
                 Found::Straight(why) => return Err(format!("not for the store: {why}")),
                 Found::Refused(why) => return Err(why.to_owned()),
             };
@@ -277,7 +287,20 @@ async fn bring_traced(shard: &Rc<Shard>, id: u64, wanted: &Wanted, trace: Option
         let pinned = shard.node.store.pin(&source.held.meta.id, true).await;
         pinned.map_err(|error| format!("not pinned: {error}"))?;
     }
-    Ok(Brought { source, spreading })
+    Ok(Brought::Held { source, spreading })
+}
+
+/// Whether the file has no byte. The origin was asked for its first one just now, so that its answer is remembered.
+async fn is_empty(shard: &Shard, request: &OriginRequest) -> bool {
+    let node = &shard.node;
+    let allowed = node.authorizer.authorize(&node.origin, request, false).await;
+    allowed.is_ok_and(|allowed| allowed.probe.is_some_and(|probe| probe.total_len == Some(0)))
+}
+
+/// A 416 to the question for the first byte says that there is none, with or without a Content-Range (RFC 9110 section 15.5.17).
+/// For a range of a xorb other bytes are asked for.
+fn refuses_first_byte(shard: &Shard, request: &OriginRequest, error: &OriginError) -> bool {
+    error.status() == StatusCode::RANGE_NOT_SATISFIABLE && Identity::xorb(&request.url, &shard.node.rules).is_none()
 }
 
 /// Sees a file to the other nodes, while this one keeps it.
@@ -425,7 +448,7 @@ mod tests {
             offer(&preheats, if n == 0 { "pinned" } else { "x" }).unwrap();
             let (id, _) = preheats.take().unwrap();
             assert_eq!(preheats.is_to_be_pinned(id), n == 0);
-            preheats.end(id, if n % 2 == 0 { Ok((TaskId([1; 32]), 5)) } else { Err("no".to_owned()) });
+            preheats.end(id, if n % 2 == 0 { Ok((Some(TaskId([1; 32])), 5)) } else { Err("no".to_owned()) });
         }
         let all = preheats.list();
         assert_eq!((all.len(), all[0].id), (limits::PREHEATS_KEPT, 4));

@@ -296,7 +296,96 @@ fn a_hub_that_lies_about_names_writes_nothing_elsewhere() {
     assert!(done.err.contains("../../evil"), "{}", done.err);
     let done = errand.get(&["hf://owner/liar", "--hf-cache=cache"]);
     assert_eq!(done.code, 1);
-    assert_eq!(files(&errand.path("")), ["hub.pem"]);
+    // The others are there, and nothing is beside the two folders.
+    assert!(is(&errand.path("deep/er/model.safetensors"), 3 * MIB, 1));
+    let outside =
+        files(&errand.path("")).into_iter().filter(|path| !path.starts_with("deep/er/") && !path.starts_with("cache/"));
+    assert_eq!(outside.collect::<Vec<_>>(), ["hub.pem"]);
+    // What the patterns leave out is no fault.
+    let done = errand.get(&["hf://owner/liar", "-o", "one", "--include", "config.json"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+}
+
+/// One such name kept every file of its repository from being downloaded.
+#[test]
+fn odd_names_are_names_on_linux() {
+    let hub = direct_hub();
+    fill(&hub, "owner/odd");
+    for (path, seed) in [("back\\slash.txt", 6), ("..\\up.txt", 7), ("two\nlines", 8)] {
+        hub.add_file("owner/odd", "main", path, Content::seeded(40, seed)).unwrap();
+    }
+    let errand = Errand::without(&hub);
+    let done = errand.get(&["hf://owner/odd", "-o", "one", "--include", "config.json"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(files(&errand.path("one")), ["config.json"]);
+    let done = errand.get(&["hf://owner/odd", "-o", "all"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(is(&errand.path("all/back\\slash.txt"), 40, 6) && is(&errand.path("all/..\\up.txt"), 40, 7));
+    assert!(is(&errand.path("all/two\nlines"), 40, 8));
+}
+
+#[test]
+fn a_renamed_repository_is_followed_to_its_new_name() {
+    let hub = direct_hub();
+    fill(&hub, "owner/model");
+    hub.set_access("owner/model", Access::Private("hf_secret".into()));
+    hub.api_rules().rename("old/name", "owner/model");
+    let errand = Errand::without(&hub);
+    let done = errand.get(&["hf://old/name", "-o", "all", "--token", "hf_secret"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(is(&errand.path("all/model.safetensors"), 3 * MIB, 1) && is(&errand.path("all/config.json"), 700, 2));
+    let done = errand.get(&["hf://old/name/config.json", "--token", "hf_secret"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    // A repository that leads to itself is given up.
+    hub.api_rules().rename("round/about", "round/about");
+    let done = errand.get(&["hf://round/about"]);
+    assert!(done.code == 1 && done.err.contains("too many redirects"), "{}: {}", done.code, done.err);
+}
+
+#[test]
+fn a_listing_of_many_pages_comes_whole_and_a_limited_hub_is_waited_for() {
+    let hub = direct_hub();
+    fill(&hub, "owner/model");
+    hub.api_rules().set_page_length(2);
+    hub.api_rules().throttle(1, "Retry-After: 1");
+    let errand = Errand::without(&hub);
+    let done = errand.get(&["hf://owner/model", "-o", "all"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(files(&errand.path("all")).len(), 5);
+    hub.api_rules().throttle(1, "RateLimit: \"api\";r=0;t=2");
+    let done = errand.get(&["hf://owner/model", "-o", "all"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("limits requests"), "{}", done.err);
+    // Longer than the Hub's own windows is not waited for.
+    hub.api_rules().throttle(1, "Retry-After: 86400");
+    let done = errand.get(&["hf://owner/model", "-o", "all"]);
+    assert!(done.code == 1 && done.err.contains("429"), "{}: {}", done.code, done.err);
+}
+
+#[test]
+fn only_the_folder_that_is_named_comes_whatever_the_hub_lists() {
+    let hub = direct_hub();
+    fill(&hub, "owner/model");
+    hub.api_rules().list_everything();
+    let errand = Errand::without(&hub);
+    let done = errand.get(&["hf://owner/model/onnx", "-r", "-o", "below"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(files(&errand.path("below")), ["onnx/deep/model.onnx"]);
+}
+
+#[test]
+fn an_offline_hub_and_a_gated_repository_are_said_to_be_so() {
+    let hub = direct_hub();
+    fill(&hub, "owner/gated");
+    hub.set_access("owner/gated", Access::Gated("hf_member".into()));
+    let errand = Errand::without(&hub);
+    for arguments in [&["hf://owner/gated"][..], &["hf://owner/gated", "--token", "hf_other"]] {
+        let done = errand.get(arguments);
+        assert!(done.code == 3 && done.err.contains("asked for on its page"), "{}: {}", done.code, done.err);
+    }
+    let done = errand.with(&["hf://owner/gated", "--token", "hf_member"], &[("HF_HUB_OFFLINE", "1")]);
+    assert!(done.code == 1 && done.err.contains("HF_HUB_OFFLINE"), "{}: {}", done.code, done.err);
+    assert_eq!(errand.get(&["hf://owner/gated", "--token", "hf_member"]).code, 0);
 }
 
 #[test]

@@ -41,6 +41,51 @@ fn what_was_preheated_costs_the_origin_only_its_consent() {
     assert!(status.out.contains("0 under way, 0 waiting, 2 done, 0 failed"), "{}", status.out);
 }
 
+/// A name of one file brought every large file of its repository where the Hub listed them all.
+#[test]
+fn only_what_is_named_is_preheated() {
+    let stage = Stage::open(&[]);
+    fill(&stage);
+    stage.hub.add_file("owner/model", "main", "onnx/c.bin", Content::seeded(MIB, 4)).unwrap();
+    let errand = Errand::by(&stage);
+    let preheated = |what: &str| {
+        let done = errand.of("preheat", &[what, "--wait", "--json"], &stage);
+        assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+        let mut sizes: Vec<u64> =
+            done.json().as_array().unwrap().iter().map(|file| file["bytes"].as_u64().unwrap()).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    for everything in [false, true] {
+        if everything {
+            stage.hub.api_rules().list_everything();
+        }
+        assert_eq!(preheated("hf://owner/model/b.bin"), [2 * MIB]);
+        assert_eq!(preheated("hf://owner/model/onnx"), [MIB]);
+        assert_eq!(preheated("hf://owner/model"), [MIB, 2 * MIB, 3 * MIB]);
+    }
+}
+
+/// The CDN answers 416 to the question for the first byte of such a file, which failed the whole command.
+#[test]
+fn an_empty_file_of_a_renamed_repository_is_done_with_no_byte() {
+    let stage = Stage::open(&[]);
+    fill(&stage);
+    stage.hub.add_file_as("owner/model", "main", "empty.bin", Content::seeded(0, 1), true).unwrap();
+    stage.hub.api_rules().rename("old/name", "owner/model");
+    let errand = Errand::by(&stage);
+    let done = errand.of("preheat", &["hf://old/name", "--wait", "--json", "--pin"], &stage);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    let all = done.json();
+    let empty: Vec<_> = all.as_array().unwrap().iter().filter(|file| file["bytes"].as_u64() == Some(0)).collect();
+    assert_eq!((all.as_array().unwrap().len(), empty.len()), (3, 1), "{all}");
+    assert_eq!((empty[0]["state"].as_str(), empty[0]["task"].as_str()), (Some("done"), None), "{all}");
+    let done = errand.of("unpin", &["hf://old/name", "--include", "*.bin"], &stage);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let got = errand.get(&["hf://old/name/empty.bin"]);
+    assert!(got.code == 0 && std::fs::read(errand.path("empty.bin")).unwrap().is_empty(), "{}", got.err);
+}
+
 #[test]
 fn a_file_that_cannot_be_had_or_is_wrong_fails_by_name() {
     let stage = Stage::open(&[]);

@@ -63,7 +63,28 @@ fn sibling(path: &str, object: &Object) -> Value {
 fn tree(context: &Context, repo: &Repo, wanted: &str, folder: &str) -> Answer {
     let Some(revision) = repo.revision(wanted) else { return *no_revision() };
     let recursive = query::get(&context.query, "recursive").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    routes::json(StatusCode::OK, &Value::Array(entries(revision, folder, recursive)))
+    let rules = &context.shared.api_rules;
+    let folder = if rules.lists_everything() { "" } else { folder };
+    let entries = entries(revision, folder, recursive);
+    match rules.page_length() {
+        Some(length) => page(context, entries, length),
+        None => routes::json(StatusCode::OK, &Value::Array(entries)),
+    }
+}
+
+/// Some of the entries, from the query's `cursor` on, and where the rest is.
+fn page(context: &Context, mut entries: Vec<Value>, length: usize) -> Answer {
+    let from = query::get(&context.query, "cursor").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let end = (from + length).min(entries.len());
+    let more = end < entries.len();
+    entries.truncate(end);
+    let mut answer = routes::json(StatusCode::OK, &entries.into_iter().skip(from).collect());
+    if more {
+        let host = context.header("host").unwrap_or_default();
+        let next = format!("<https://{host}{}?recursive=true&cursor={end}>; rel=\"next\"", context.raw_path);
+        answer.headers_mut().insert("link", next.parse().expect("a URL is a header's value"));
+    }
+    answer
 }
 
 /// Files and folders below `folder`; without `recursive` only its own.

@@ -22,6 +22,7 @@ mod query;
 mod range;
 mod resolve;
 mod routes;
+mod rules;
 mod server;
 mod signing;
 mod stats;
@@ -47,6 +48,7 @@ pub use self::{
     faults::{Fault, FaultKind, Faults, Place},
     manners::Manners,
     pace::{Limits, Rates},
+    rules::ApiRules,
     stats::{ObjectStats, Stats},
     xet::XetShape,
 };
@@ -292,6 +294,11 @@ impl Hub {
         &self.shared.limits
     }
 
+    /// How the API behaves.
+    pub fn api_rules(&self) -> &ApiRules {
+        &self.shared.api_rules
+    }
+
     /// Counts since the start or the last reset.
     pub fn stats(&self) -> Stats {
         self.shared.stats.snapshot()
@@ -380,6 +387,7 @@ struct Shared {
     faults: Faults,
     manners: Manners,
     limits: Limits,
+    api_rules: ApiRules,
     stats: StatsBook,
 }
 
@@ -398,6 +406,7 @@ impl Shared {
             faults: Faults::new(options.seed),
             manners: Manners::default(),
             limits: Limits::default(),
+            api_rules: ApiRules::default(),
             stats: StatsBook::default(),
         }
     }

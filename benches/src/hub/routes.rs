@@ -74,6 +74,11 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>, conn
         return control::answer(&context, &parts.method, command, body).await;
     }
     let side = side(&context);
+    if side != Side::Cdn
+        && let Some(answer) = context.shared.api_rules.instead(&context)
+    {
+        return answer;
+    }
     if side != Side::Cdn {
         context.shared.stats.hub_asked();
         if let Some(moved) = context.shared.manners.moved(&context) {

@@ -26,6 +26,7 @@ use clap::Args;
 
 use super::CliError;
 pub(super) use error::GetError;
+pub(super) use hub::Listing;
 use progress::Progress;
 use report::Report;
 pub(super) use settings::{configured, is_this_machine};

@@ -1,7 +1,7 @@
 //! The commands of the pondhawk binary.
 //!
 //! Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no node answers. `get` does without a node: 3 is there what is not there
-//! or not for this user, 4 a wrong digest.
+//! or not for this user, 4 a wrong digest. Of `config import` 4 says that keys were lost.
 
 pub mod ca;
 mod client;
@@ -38,6 +38,8 @@ use client::{AdminPlace, ClientError};
 const FAILED: u8 = 1;
 /// No node answers.
 const NO_NODE: u8 = 3;
+/// What was printed is not all of what was read.
+const INCOMPLETE: u8 = 4;
 /// Read where `--config` is not given and it exists.
 const DEFAULT_FILE: &str = "/etc/pondhawk/config.yaml";
 
@@ -132,6 +134,9 @@ enum CliError {
     /// Some were done; the output says which were not.
     #[error("{message}")]
     Partly { done: String, message: String },
+    /// The output lacks something that the input had.
+    #[error("{message}")]
+    Incomplete { done: String, message: String },
     #[error("{0:#}")]
     Node(anyhow::Error),
     /// What was downloaded nevertheless is in `done`.
@@ -144,10 +149,15 @@ pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(output) => print(&output),
         Err(error) => {
-            if let CliError::Partly { done, .. } | CliError::Get { done, .. } = &error {
+            if let CliError::Partly { done, .. } | CliError::Incomplete { done, .. } | CliError::Get { done, .. } =
+                &error
+            {
                 print(done);
             }
-            eprintln!("pondhawk: {error}");
+            // File names in it are chosen by others: nothing that a terminal would obey.
+            let message = error.to_string();
+            let lines: Vec<_> = message.split('\n').map(human::printable).collect();
+            eprintln!("pondhawk: {}", lines.join("\n"));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -185,6 +195,7 @@ impl CaCommand {
 fn exit_code(error: &CliError) -> u8 {
     match error {
         CliError::Client(ClientError::NoNode { .. }) => NO_NODE,
+        CliError::Incomplete { .. } => INCOMPLETE,
         CliError::Get { error, .. } => error.code(),
         _ => FAILED,
     }

@@ -76,7 +76,8 @@ impl Pin {
         let progress = Progress::new(true);
         let Places { places, .. } = runtime.block_on(remote::places(what, &self.rights, &self.patterns, &progress))?;
         let mut ids = Vec::new();
-        for place in places {
+        // An empty file takes no room, and no node keeps it.
+        for place in places.into_iter().filter(|place| place.size != Some(0)) {
             let label = id::label(&place.url);
             let here = held.iter().filter(|task| task.label == label).map(|task| task.id.clone());
             let before = ids.len();

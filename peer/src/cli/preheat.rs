@@ -8,7 +8,7 @@ use tokio::task::block_in_place;
 use super::{
     CliError, Node, client,
     get::{
-        GetError, Patterns, Rights,
+        GetError, Listing, Patterns, Rights,
         progress::Progress,
         remote::{self, Place},
     },
@@ -107,11 +107,12 @@ impl Preheat {
     async fn work(&self, progress: &Progress) -> Result<String, CliError> {
         // Without a node there is nobody to ask the Hub for.
         let _: admin::Status = block_in_place(|| client::get(&self.node.place(), "/v1/status"))?;
-        let (mut taken, mut on_hub) = (BTreeMap::new(), 0);
+        let (mut taken, mut on_hub, mut refused) = (BTreeMap::new(), 0, Vec::new());
         for what in &self.what {
             let found = remote::places(what, &self.rights, &self.patterns, progress).await;
             let found = found.map_err(|error| CliError::Get { done: self.output(&taken), error })?;
             on_hub += found.on_hub;
+            refused.extend(found.refused);
             for place in found.places {
                 let preheat = self.hand_over(place).await?;
                 taken.insert(preheat.id, preheat);
@@ -126,7 +127,10 @@ impl Preheat {
         let failed = taken.values().filter(|preheat| preheat.state == "failed").count();
         let done = self.output(&taken);
         match failed {
-            0 => Ok(done),
+            0 => match Listing::refusal(refused) {
+                Ok(()) => Ok(done),
+                Err(error) => Err(CliError::Get { done, error }),
+            },
             n => Err(CliError::Partly { done, message: format!("{n} of {} files failed", taken.len()) }),
         }
     }

@@ -2,9 +2,12 @@
 //!
 //! What has an equivalent is taken; every other key that is set is named, with the reason where there is one to give.
 
+mod source;
+
 use serde_json::{Map, Value, json};
 
-use super::Config;
+use super::{Config, Size};
+use source::{Candidate, Contents};
 
 /// A document that is none of dfdaemon's.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +18,14 @@ pub enum ImportError {
     /// No mapping.
     #[error("is no configuration of dfdaemon: it has no keys")]
     Empty,
+    /// None under this name.
+    #[error("has no configuration {part}; there are: {known}")]
+    Part {
+        /// What was asked for.
+        part: String,
+        /// What there is.
+        known: String,
+    },
 }
 
 /// What came of a document.
@@ -26,10 +37,13 @@ pub struct Imported {
     pub notes: Vec<String>,
     /// Keys that were set and have no equivalent.
     pub dropped: Vec<String>,
+    /// Whether a note says that something was left out.
+    incomplete: bool,
 }
 
-/// Where a chart's values, or a ConfigMap, keep the document.
-const NESTED: [&str; 4] = ["/client/config", "/dfdaemon/config", "/seedClient/config", "/data/dfdaemon.yaml"];
+/// A file of the Hub, which rules for the Hub's own host would match.
+const HUB_FILE: &str = "https://huggingface.co/owner/name/resolve/main/model.safetensors";
+const HUB: &str = "huggingface.co";
 
 /// Why a key is not taken: by its beginning.
 const REASONS: [(&str, &str); 22] = [
@@ -57,33 +71,41 @@ const REASONS: [(&str, &str); 22] = [
     ("objectStorage", "there is none"),
 ];
 
-/// Translates.
+/// Translates the configuration of a file, or the one of several that `part` names; the others are named as left out.
 ///
 /// # Errors
 /// [`ImportError`] for what is no such document.
-pub fn import(text: &str) -> Result<Imported, ImportError> {
-    let mut document: Value = read(text)?;
-    for path in NESTED {
-        match document.pointer(path) {
-            Some(Value::String(inner)) => document = read(&inner.clone())?,
-            Some(inner @ Value::Object(_)) => document = inner.clone(),
-            _ => continue,
+pub fn import(text: &str, part: Option<&str>) -> Result<Imported, ImportError> {
+    let mut contents = Contents::of(text)?;
+    let Candidate { keys, .. } = contents.choose(part)?;
+    let others = contents.candidates.iter().filter(|other| other.keys != keys).map(|other| {
+        let mut lost = Vec::new();
+        leaves(&Value::Object(other.keys.clone()), "", &mut lost);
+        match other.name.as_str() {
+            "" => format!("another document, {} keys: put it into a file of its own", lost.len()),
+            name => format!("{name}, {} keys: another configuration; --part {name} imports it", lost.len()),
         }
-        break;
-    }
-    let Value::Object(from) = document else { return Err(ImportError::Empty) };
-    if from.is_empty() {
-        return Err(ImportError::Empty);
-    }
-    let mut translation = Translation { from: Value::Object(from), into: Map::new(), notes: Vec::new() };
+    });
+    let mut dropped: Vec<String> = others.chain(contents.foreign.iter().cloned()).collect();
+    let mut translation = Translation {
+        from: Value::Object(keys),
+        into: Map::new(),
+        notes: Vec::new(),
+        lost: Vec::new(),
+        incomplete: false,
+    };
     translation.host();
     translation.proxy();
     translation.destinations();
     translation.rules();
     translation.store();
-    let mut dropped = Vec::new();
-    leaves(&translation.from, "", &mut dropped);
-    Ok(Imported { values: Value::Object(translation.into), notes: translation.notes, dropped: explained(&dropped) })
+    let mut left = Vec::new();
+    leaves(&translation.from, "", &mut left);
+    let mut all = explained(&left);
+    all.append(&mut translation.lost);
+    all.append(&mut dropped);
+    let Translation { into, notes, incomplete, .. } = translation;
+    Ok(Imported { values: Value::Object(into), notes, dropped: all, incomplete })
 }
 
 impl Imported {
@@ -100,6 +122,16 @@ impl Imported {
         format!("{}{}{values}", list("Note:", &self.notes), list("Not taken over:", &self.dropped))
     }
 
+    /// Whether nothing came of the document: no key differs from its default.
+    pub fn is_empty(&self) -> bool {
+        self.values.as_object().is_none_or(Map::is_empty)
+    }
+
+    /// Whether something that the document says is not in the values.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete || !self.dropped.is_empty()
+    }
+
     /// Whether the values are a configuration that works.
     ///
     /// # Errors
@@ -111,15 +143,14 @@ impl Imported {
     }
 }
 
-fn read(text: &str) -> Result<Value, ImportError> {
-    serde_saphyr::from_str(text).map_err(|error| ImportError::Document(error.without_snippet().to_string()))
-}
-
 struct Translation {
     /// What has not been looked at yet.
     from: Value,
     into: Map<String, Value>,
     notes: Vec<String>,
+    /// Values that were looked at and could not be translated.
+    lost: Vec<String>,
+    incomplete: bool,
 }
 
 impl Translation {
@@ -135,18 +166,49 @@ impl Translation {
         match self.take(path)? {
             Value::String(text) => Some(text),
             Value::Number(number) => Some(number.to_string()),
-            _ => None,
+            other => self.lose(path, &other, "no text"),
         }
     }
 
     fn flag(&mut self, path: &str) -> bool {
-        self.take(path) == Some(Value::Bool(true))
+        match self.take(path) {
+            Some(Value::Bool(on)) => on,
+            Some(other) => self.lose(path, &other, "neither true nor false").unwrap_or(false),
+            None => false,
+        }
     }
 
     fn list(&mut self, path: &str) -> Vec<Value> {
         match self.take(path) {
             Some(Value::Array(items)) => items,
-            _ => Vec::new(),
+            Some(other) => self.lose(path, &other, "no list").unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
+    /// A number of bytes as we write it; none for 0, which is dfdaemon's word for no bound.
+    fn bytes(&mut self, path: &str) -> Option<String> {
+        let text = self.text(path)?;
+        match size(&text) {
+            Some(SizeText::Bytes(bytes)) => Some(bytes),
+            Some(SizeText::Unbounded) => None,
+            None => self.lose(path, &json!(text), "no size"),
+        }
+    }
+
+    /// Names a value that has another form than it should.
+    fn lose<T>(&mut self, path: &str, value: &Value, why: &str) -> Option<T> {
+        self.lost.push(format!("{path}: {value} is {why}"));
+        None
+    }
+
+    /// Names the keys of a list's item that are set and not among those that were looked at.
+    fn lose_unknown(&mut self, path: &str, item: &Value, known: &[&str]) {
+        let keys = item.as_object().into_iter().flatten();
+        let unknown = keys.filter(|(key, value)| !known.contains(&key.as_str()) && !says_nothing(value));
+        self.lost.extend(unknown.map(|(key, _)| format!("{path}: {key}")));
+        if !item.is_object() {
+            self.lost.push(format!("{path}: {item}"));
         }
     }
 
@@ -197,15 +259,13 @@ impl Translation {
         if let Some(level) = self.text("log.level").filter(|level| level != "info") {
             self.set("log.level", json!(level));
         }
-        let rate = self.text("upload.rateLimit").or_else(|| self.text("upload.bandwidthLimit"));
-        if let Some(rate) = rate.and_then(|rate| size(&rate)) {
+        if let Some(rate) = self.bytes("upload.rateLimit").or_else(|| self.bytes("upload.bandwidthLimit")) {
             self.set("swarm.upload_rate", json!(rate));
         }
-        let rate = self.text("download.rateLimit").or_else(|| self.text("download.bandwidthLimit"));
-        if let Some(rate) = rate.and_then(|rate| size(&rate)) {
+        if let Some(rate) = self.bytes("download.rateLimit").or_else(|| self.bytes("download.bandwidthLimit")) {
             self.set("swarm.download_rate", json!(rate));
         }
-        if let Some(rate) = self.text("download.backToSourceBandwidthLimit").and_then(|rate| size(&rate)) {
+        if let Some(rate) = self.bytes("download.backToSourceBandwidthLimit") {
             self.set("origin.rate", json!(rate));
         }
     }
@@ -235,7 +295,10 @@ impl Translation {
             self.set("store.prefetch", json!(true));
         }
         if let Some(most) = self.text("proxy.maxConcurrency").filter(|most| most != "0") {
-            self.set("limits.downloads", json!(most.parse::<u32>().unwrap_or(64)));
+            match most.parse::<u32>() {
+                Ok(most) => self.set("limits.downloads", json!(most)),
+                Err(_) => self.lose("proxy.maxConcurrency", &json!(most), "no number").unwrap_or(()),
+            }
         }
         self.mirror();
     }
@@ -270,6 +333,7 @@ impl Translation {
 
     fn destinations(&mut self) {
         for allowed in self.list("proxy.whiteList") {
+            self.lose_unknown("proxy.whiteList", &allowed, &["host", "ports", "regx"]);
             let ports = allowed["ports"].as_array().cloned().unwrap_or_default();
             match allowed["host"].as_str().filter(|host| !host.is_empty()) {
                 Some(host) if ports.is_empty() => self.append("proxy.allow", json!(host)),
@@ -278,12 +342,14 @@ impl Translation {
                     ports.iter().for_each(|each| self.append("proxy.allow", json!(format!("{host}:{}", port(each)))));
                 }
                 None if !says_nothing(&allowed["regx"]) => {
+                    self.incomplete = true;
                     self.note(format!("whiteList: proxy.allow takes names, not the expression {}", allowed["regx"]));
                 }
                 None => {}
             }
         }
         for hijacked in self.list("proxy.hijackHTTPS.hosts") {
+            self.lose_unknown("proxy.hijackHTTPS.hosts", &hijacked, &["regx", "certs", "insecure"]);
             let pattern = hijacked["regx"].as_str().unwrap_or_default();
             let name =
                 pattern.trim_start_matches('^').trim_end_matches('$').trim_end_matches(":443").replace("\\.", ".");
@@ -294,6 +360,7 @@ impl Translation {
                 }
                 self.append("intercept.hosts", json!(name));
             } else if !pattern.is_empty() {
+                self.incomplete = true;
                 self.note(format!("hijackHTTPS: intercept.hosts takes names, not the expression {pattern}"));
             }
             let certificates = hijacked["certs"].as_array().cloned().unwrap_or_default();
@@ -308,7 +375,12 @@ impl Translation {
     fn rules(&mut self) {
         let theirs = self.list("proxy.proxies").into_iter().chain(self.list("proxy.rules")).collect::<Vec<_>>();
         for rule in theirs {
-            let Some(pattern) = ["regx", "regex"].iter().find_map(|key| rule[*key].as_str()) else { continue };
+            let known = ["regx", "regex", "direct", "useHTTPS", "useTLS", "redirect", "filteredQueryParams"];
+            self.lose_unknown("rules", &rule, &known);
+            let Some(pattern) = ["regx", "regex"].iter().find_map(|key| rule[*key].as_str()) else {
+                self.lost.push(format!("rules: {rule} has no expression"));
+                continue;
+            };
             let mut ours = json!({ "match": pattern });
             if rule["direct"] == json!(true) {
                 ours["store"] = json!(false);
@@ -318,6 +390,7 @@ impl Translation {
             }
             match rule["redirect"].as_str().filter(|to| !to.is_empty()) {
                 Some(to) if to.contains(['/', '$']) => {
+                    self.incomplete = true;
                     self.note(format!("the rule {pattern} is left out: redirect takes a host, not {to}"));
                     continue;
                 }
@@ -329,8 +402,36 @@ impl Translation {
             }
             self.append("rules", ours);
         }
+        self.note_tunnels();
         if self.into.contains_key("rules") {
             self.note("rules: the first that matches decides, and what none matches is passed through, as before; the Hub's CDN is kept without one");
+        }
+    }
+
+    /// Rules that are meant for the Hub's own host see nothing of it where clients use the node as their proxy.
+    fn note_tunnels(&mut self) {
+        let hosts = self.into.get("intercept").and_then(|section| section["hosts"].as_array().cloned());
+        let hosts = hosts.unwrap_or_else(|| Config::default().intercept.hosts.into_iter().map(Value::from).collect());
+        let is_served = |host: &Value| {
+            let host = host.as_str().unwrap_or_default();
+            HUB == host || HUB.strip_suffix(host).is_some_and(|rest| rest.ends_with('.'))
+        };
+        if hosts.iter().any(is_served) {
+            return;
+        }
+        let meant = |pattern: &&str| {
+            pattern.replace('\\', "").contains(HUB) || regex::Regex::new(pattern).is_ok_and(|it| it.is_match(HUB_FILE))
+        };
+        let rules = self.into.get("rules").and_then(Value::as_array);
+        let patterns = rules.into_iter().flatten().filter(|rule| rule["store"] != json!(false));
+        let meant: Vec<_> =
+            patterns.filter_map(|rule| rule["match"].as_str()).filter(meant).map(str::to_owned).collect();
+        if !meant.is_empty() {
+            self.note(format!(
+                "rules: {} has no effect on https://{HUB} through HTTPS_PROXY: that is a CONNECT tunnel, which is passed on unread \
+                 unless the host is in intercept.hosts; set HF_ENDPOINT=http://NODE:65001 to go by the mirror",
+                meant.join(", ")
+            ));
         }
     }
 
@@ -339,7 +440,7 @@ impl Translation {
             self.set("data_dir", json!(dir));
             self.note("data_dir: give pondhawk a directory of its own; it does not read dfdaemon's files");
         }
-        let bytes = self.text("storage.diskGCThreshold").or_else(|| self.text("gc.policy.diskThreshold"));
+        let bytes = self.bytes("storage.diskGCThreshold").or_else(|| self.bytes("gc.policy.diskThreshold"));
         let percent = [
             "storage.diskGCThresholdPercent",
             "gc.policy.diskHighThresholdPercent",
@@ -348,7 +449,7 @@ impl Translation {
         .iter()
         .filter_map(|path| self.text(path))
         .last();
-        match (bytes.and_then(|bytes| size(&bytes)), percent) {
+        match (bytes, percent) {
             (Some(bytes), _) => self.set("store.quota", json!(bytes)),
             (None, Some(percent)) if percent != "0" => self.set("store.quota", json!(format!("{percent}%"))),
             _ => {}
@@ -356,21 +457,42 @@ impl Translation {
     }
 }
 
-/// `50GB`, `1024Mi`, `10M`, as we write it; `Mi` and `M` are MiB, as dfdaemon takes them. None for 0, which is its word for no bound.
-fn size(text: &str) -> Option<String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+/// What dfdaemon's text for a size says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum SizeText {
+    /// As we write it.
+    Bytes(String),
+    Unbounded,
+}
+
+/// `50GB`, `1024Mi`, `10gib`, `1.5GiB`, `50 GB`, as we write it; `Mi` and `M` are MiB, as dfdaemon takes them.
+fn size(text: &str) -> Option<SizeText> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let unit = match unit.trim() {
-        "" | "B" => "B",
-        "K" | "Ki" | "KiB" => "KiB",
-        "M" | "Mi" | "MiB" => "MiB",
-        "G" | "Gi" | "GiB" => "GiB",
-        "T" | "Ti" | "TiB" => "TiB",
-        "KB" | "kB" => "kB",
-        decimal @ ("MB" | "GB" | "TB") => decimal,
+    let (unit, factor) = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => ("B", 1),
+        "k" | "ki" | "kib" => ("KiB", 1 << 10),
+        "m" | "mi" | "mib" => ("MiB", 1 << 20),
+        "g" | "gi" | "gib" => ("GiB", 1 << 30),
+        "t" | "ti" | "tib" => ("TiB", 1_u64 << 40),
+        "kb" => ("kB", 1_000),
+        "mb" => ("MB", 1_000_000),
+        "gb" => ("GB", 1_000_000_000),
+        "tb" => ("TB", 1_000_000_000_000),
         _ => return None,
     };
-    number.parse::<u64>().ok().filter(|number| *number > 0).map(|number| format!("{number}{unit}"))
+    if let Ok(whole) = number.parse::<u64>() {
+        whole.checked_mul(factor)?;
+        return Some(if whole == 0 { SizeText::Unbounded } else { SizeText::Bytes(format!("{whole}{unit}")) });
+    }
+    let bytes = number.parse::<f64>().ok()? * factor as f64;
+    // Beyond this a fraction of a byte is lost anyway.
+    let exact = bytes.is_finite() && bytes < (1_u64 << 53) as f64;
+    exact.then(|| match bytes.round() as u64 {
+        0 => SizeText::Unbounded,
+        bytes => SizeText::Bytes(Size(bytes).to_string()),
+    })
 }
 
 /// What is set like this is not set.

@@ -41,7 +41,7 @@ proxy:
 ";
 
 fn yaml(text: &str) -> (Value, Imported) {
-    let imported = import(text).unwrap();
+    let imported = import(text, None).unwrap();
     imported.check().unwrap();
     let config = Config::parse(&imported.to_yaml(), std::path::Path::new("imported")).unwrap();
     assert_eq!(config.problems(), []);
@@ -57,7 +57,12 @@ fn the_guides_values_become_a_proxy_and_a_mirror_of_the_cdn() {
     assert_eq!(imported.values["rules"], json!([{"match": "repos.*", "https": true}]));
     assert_eq!(config["log"]["level"], "debug");
     assert!(imported.notes.iter().any(|note| note.contains("always verified")), "{:?}", imported.notes);
-    assert_eq!(imported.dropped, ["pprofPort", "proxy.security.insecure: the proxy port speaks plain HTTP"]);
+    let dropped = [
+        "pprofPort",
+        "proxy.security.insecure: the proxy port speaks plain HTTP",
+        "dfdaemon.metrics.enable: a setting of the chart",
+    ];
+    assert_eq!(imported.dropped, dropped);
 }
 
 #[test]
@@ -93,23 +98,95 @@ proxy:
         imported.values["rules"],
         json!([{"match": "no-proxy", "store": false}, {"match": "r", "redirect": "s"}])
     );
-    assert_eq!(imported.notes.len(), 5, "{:?}", imported.notes);
+    assert_eq!(imported.notes.len(), 6, "{:?}", imported.notes);
 }
 
 #[test]
 fn a_config_map_is_looked_into_and_what_is_no_document_is_refused() {
     let map = "kind: ConfigMap\ndata:\n  dfdaemon.yaml: |\n    seedPeer: {enable: true}\n";
     assert_eq!(yaml(map).0["swarm"]["seed"], true);
-    assert!(matches!(import("- a\n"), Err(ImportError::Empty)));
-    assert!(matches!(import("a: [\n"), Err(ImportError::Document(_))));
-    assert_eq!(size("1024Mi").as_deref(), Some("1024MiB"));
-    assert_eq!((size("0"), size("x"), size("5 parsecs")), (None, None, None));
+    assert!(matches!(import("- a\n", None), Err(ImportError::Empty)));
+    assert!(matches!(import("a: [\n", None), Err(ImportError::Document(_))));
+}
+
+/// In all of these forms the result was empty, with exit code 0.
+#[test]
+fn a_configuration_is_found_wherever_people_have_it() {
+    let files = [
+        "kind: ConfigMap\napiVersion: v1\ndata:\n  dfget.yaml: |\n    seedPeer: {enable: true}\n",
+        "kind: List\napiVersion: v1\nitems:\n- kind: ConfigMap\n  data:\n    dfdaemon.yaml: 'seedPeer: {enable: true}'\n",
+        "dfdaemon.yaml: |\n  seedPeer: {enable: true}\n",
+        "kind: Namespace\napiVersion: v1\n---\nkind: ConfigMap\ndata:\n  any.yml: 'seedPeer: {enable: true}'\n",
+        "seedClient: {config: {seedPeer: {enable: true}}}\n",
+        "---\n# nothing\n---\nseedPeer: {enable: true}\n",
+    ];
+    for file in files {
+        assert_eq!(yaml(file).0["swarm"]["seed"], true, "{file}");
+    }
+    for nothing in ["", "{}", "---\n---\n", "- a", "kind: List\nitems: []", "kind: ConfigMap\n"] {
+        assert!(matches!(import(nothing, None), Err(ImportError::Empty)), "{nothing:?}");
+    }
+    assert!(import("verbose: false\n", None).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_not_taken_of_several_configurations_is_named_and_can_be_asked_for() {
+    let values = "
+client: {image: {tag: v1, repository: x}, config: {verbose: true}}
+seedClient: {config: {seedPeer: {enable: true}, proxy: {server: {port: 4001}}}}
+manager: {enable: false}
+";
+    let (config, imported) = yaml(values);
+    assert_eq!((config["log"]["level"].as_str(), config["swarm"]["seed"].as_bool()), (Some("debug"), Some(false)));
+    let named = |wanted: &str| imported.dropped.iter().any(|key| key.contains(wanted));
+    assert!(named("--part seedClient") && named("client, 2 keys") && named("manager.enable"), "{:?}", imported.dropped);
+    let seeds = import(values, Some("seedClient")).unwrap();
+    assert_eq!((&seeds.values["swarm"]["seed"], seeds.is_incomplete()), (&json!(true), true));
+    assert!(matches!(import(values, Some("none")), Err(ImportError::Part { .. })));
+    // The same twice is no loss.
+    assert!(!import("verbose: true\n---\nverbose: true\n", None).unwrap().is_incomplete());
+}
+
+#[test]
+fn a_size_is_read_in_every_form_that_dfdaemon_takes() {
+    let bytes = |text: &str| Some(SizeText::Bytes(text.to_owned()));
+    assert_eq!((size("1024Mi"), size("10gib"), size("50 GB")), (bytes("1024MiB"), bytes("10GiB"), bytes("50GB")));
+    assert_eq!((size("1.5GiB"), size("0.5 kb"), size("10M")), (bytes("1536MiB"), bytes("500B"), bytes("10MiB")));
+    assert_eq!((size("0"), size("0.0GiB")), (Some(SizeText::Unbounded), Some(SizeText::Unbounded)));
+    assert!(["x", "5 parsecs", "1.2.3GiB", "-1", "99999999TiB", ".", "1e9"].iter().all(|text| size(text).is_none()));
+    let swarm = yaml("upload: {bandwidthLimit: 10gib}\ndownload: {rateLimit: 50 GB}\n").1.values["swarm"].clone();
+    assert_eq!((&swarm["upload_rate"], &swarm["download_rate"]), (&json!("10GiB"), &json!("50GB")));
+}
+
+#[test]
+fn a_value_that_cannot_be_translated_is_named() {
+    let text = "
+upload: {rateLimit: 5 parsecs}
+verbose: yes please
+proxy:
+  maxConcurrency: many
+  whiteList: {host: a}
+  proxies: [{regx: a, hijack: true}, {useHTTPS: true}, plain]
+";
+    let imported = import(text, None).unwrap();
+    for wanted in ["upload.rateLimit", "verbose", "maxConcurrency", "whiteList", "hijack", "useHTTPS", "plain"] {
+        assert!(imported.dropped.iter().any(|key| key.contains(wanted)), "{wanted}: {:?}", imported.dropped);
+    }
+}
+
+#[test]
+fn a_rule_for_the_hub_is_said_to_have_no_effect_on_tunnels() {
+    let noted = |text: &str| import(text, None).unwrap().notes.iter().any(|note| note.contains("CONNECT"));
+    assert!(noted("proxy: {rules: [{regex: 'huggingface\\.co/api'}]}") && noted("proxy: {proxies: [{regx: '.*'}]}"));
+    assert!(!noted("proxy: {rules: [{regex: 'blobs/sha256.*'}]}"));
+    let served = "proxy: {rules: [{regex: '.*'}], hijackHTTPS: {hosts: [{regx: huggingface.co}]}}";
+    assert!(!noted(served));
 }
 
 proptest::proptest! {
     #[test]
     fn no_document_panics(text in "([a-z]{1,5}: ?|- |\\{|\\}|\\[|\\]|\n|  |proxy:|rules:|regx: |'[^']*'|[0-9]+)*") {
-        if let Ok(imported) = import(&text) {
+        if let Ok(imported) = import(&text, None) {
             let _ = (imported.check(), imported.to_yaml());
         }
     }

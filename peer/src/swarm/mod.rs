@@ -25,4 +25,5 @@ pub use origin::{
     Answer, Expected, OpenBody, Origin, OriginBody, OriginError, OriginOptions, OriginRequest, Patience, Probe,
     TrustError,
 };
+pub(crate) use request::retry_after;
 pub use share::Sharing;

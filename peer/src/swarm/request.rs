@@ -199,7 +199,7 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u
 }
 
 /// Retry-After in seconds, or as an HTTP date counted from the answer's own Date.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.as_bytes();
     if let Some(seconds) = decimal(value.trim_ascii()) {
         return Some(Duration::from_secs(seconds));

@@ -21,6 +21,7 @@ const PURE: &[&str] = &[
     "peer/src/task/",
     "peer/src/config/change.rs",
     "peer/src/config/import.rs",
+    "peer/src/config/import/",
     "peer/src/http/head.rs",
     "peer/src/http/range.rs",
     "peer/src/http/condition.rs",

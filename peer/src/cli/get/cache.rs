@@ -23,8 +23,7 @@ impl Layout {
             Kind::Space => "spaces",
         };
         let repo = format!("{kind}--{}", reference.repo.replace('/', "--"));
-        let good = names::is_safe(commit) && !commit.contains('/');
-        good.then(|| Self { repo, commit: commit.to_owned() })
+        names::is_component(commit).then(|| Self { repo, commit: commit.to_owned() })
     }
 
     /// The folder with the contents by ETag.
@@ -62,7 +61,7 @@ impl Layout {
 /// A blob's name: the ETag without its quotes and weak mark, if that is a file name.
 pub(crate) fn blob(etag: &str) -> Option<String> {
     let bare = etag.trim_start_matches("W/").trim_matches('"');
-    (names::is_safe(bare) && !bare.contains('/')).then(|| bare.to_owned())
+    names::is_component(bare).then(|| bare.to_owned())
 }
 
 /// Where the cache is, by the variables that the clients obey.

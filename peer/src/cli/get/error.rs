@@ -15,6 +15,9 @@ pub(crate) enum GetError {
     Reference(#[from] ReferenceError),
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// The environment says so.
+    #[error("{0} is set, so the Hub is not asked: unset it to download")]
+    Offline(&'static str),
     /// Not there, or not for this user.
     #[error("{what}: {why}")]
     Absent { what: String, why: String },
@@ -24,9 +27,9 @@ pub(crate) enum GetError {
     /// The node found that the bytes are not those that the URL names.
     #[error("{what}: {why}: discarded")]
     Wrong { what: String, why: String },
-    /// The Hub names a file that would not stay where it belongs: blames the Hub.
-    #[error("the Hub names a file {0:?}, which is no path within a repository: nothing is downloaded")]
-    Name(String),
+    /// The Hub names files that would not stay where they belong: blames the Hub.
+    #[error("the Hub names files that are no paths within a repository, and they were left out: {}", name_list(.0))]
+    Names(Vec<String>),
     /// An answer that makes no sense: blames whoever gave it.
     #[error("{what}: {why}")]
     Answer { what: String, why: String },
@@ -66,9 +69,12 @@ impl GetError {
         }
     }
 
-    /// A refusal by the Hub or another server, in its own words where it has some.
-    pub(crate) fn refused(what: &str, status: u16, said: Option<&str>) -> Self {
+    /// A refusal by the Hub or another server, in its own words where it has some. `code` is the Hub's X-Error-Code.
+    pub(crate) fn refused(what: &str, status: u16, code: Option<&str>, said: Option<&str>) -> Self {
         let advice = match status {
+            401 | 403 if code == Some("GatedRepo") => {
+                " (access to a gated repository is asked for on its page; then HF_TOKEN names a token of that user)"
+            }
             401 | 403 => " (a private or gated repository needs a token that may read it: HF_TOKEN)",
             _ => "",
         };
@@ -82,8 +88,18 @@ impl GetError {
     }
 }
 
+/// The first names, as Rust literals, and how many more there are.
+fn name_list(names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// What a URL is called in messages: without its query, which may hold a signature.
 pub(crate) fn label(url: &url::Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    format!("{}://{host}{}", url.scheme(), names::decode(url.path()))
+    crate::cli::human::printable(&format!("{}://{host}{}", url.scheme(), names::decode(url.path())))
 }

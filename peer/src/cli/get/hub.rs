@@ -12,10 +12,12 @@ use super::{
 };
 use crate::task::id::parse_hex32;
 
-/// Redirects that stay on the Hub's host (a renamed repository, a cache of small files).
-const REDIRECTS: usize = 5;
+/// Redirects of one request (a renamed repository, a cache of small files).
+pub(crate) const REDIRECTS: usize = 5;
 /// Files of one repository: beyond the Hub's own recommended 100,000 tenfold.
 const MAX_FILES: usize = 1_000_000;
+/// Answers in which they are listed: a hundred files in each.
+const MAX_PAGES: usize = MAX_FILES / 100;
 
 /// The Hub at an endpoint, with a user's rights.
 pub(crate) struct Hub {
@@ -30,6 +32,27 @@ pub(crate) struct Entry {
     pub(crate) path: String,
     pub(crate) size: u64,
     pub(crate) sha256: Option<[u8; 32]>,
+}
+
+/// The files of a repository, or of a folder in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listing {
+    pub(crate) entries: Vec<Entry>,
+    /// Paths that leave the repository or that no file can have.
+    pub(crate) refused: Vec<String>,
+}
+
+impl Listing {
+    /// Keeps what passes.
+    pub(crate) fn retain(&mut self, passes: impl Fn(&str) -> bool) {
+        self.entries.retain(|entry| passes(&entry.path));
+        self.refused.retain(|path| passes(path));
+    }
+
+    /// The error that the refused paths are, once everything else is done.
+    pub(crate) fn refusal(refused: Vec<String>) -> Result<(), GetError> {
+        if refused.is_empty() { Ok(()) } else { Err(GetError::Names(refused)) }
+    }
 }
 
 /// What the Hub says of one file.
@@ -83,27 +106,39 @@ impl Hub {
     pub(crate) async fn commit(&self, web: &Web, reference: &Reference) -> Result<String, GetError> {
         let url = self.url(&reference.revision_path())?;
         let revision: Revision = self.document(web, &url).await?.0;
-        match names::is_safe(&revision.sha) && !revision.sha.contains('/') {
+        match names::is_component(&revision.sha) {
             true => Ok(revision.sha),
             false => Err(GetError::Answer { what: label(&url), why: "its commit is none".to_owned() }),
         }
     }
 
-    /// The files at and below the reference's path, at a commit. Names that leave the repository are an error.
-    pub(crate) async fn files(&self, web: &Web, reference: &Reference, commit: &str) -> Result<Vec<Entry>, GetError> {
+    /// The files at and below the reference's path, at a commit.
+    pub(crate) async fn files(&self, web: &Web, reference: &Reference, commit: &str) -> Result<Listing, GetError> {
         let mut next = Some(self.url(&reference.tree_path(commit))?);
-        let mut files = Vec::new();
+        let mut listing = Listing::default();
+        let mut pages = 0;
         while let Some(url) = next {
-            let (leaves, headers): (Vec<Leaf>, _) = self.document(web, &url).await?;
-            for leaf in leaves.into_iter().filter(|leaf| leaf.kind == "file") {
-                files.push(entry(leaf)?);
+            let too_many = |why| Err(GetError::Answer { what: label(&url), why });
+            let (leaves, headers, at): (Vec<Leaf>, _, _) = self.document(web, &url).await?;
+            for leaf in leaves.into_iter().filter(|leaf| leaf.kind == "file" && reference.holds(&leaf.path)) {
+                match names::is_safe(&leaf.path) {
+                    true => listing.entries.push(entry(leaf)),
+                    false => listing.refused.push(leaf.path),
+                }
             }
-            if files.len() > MAX_FILES {
-                return Err(GetError::Answer { what: label(&url), why: format!("more than {MAX_FILES} files") });
+            pages += 1;
+            if listing.entries.len() + listing.refused.len() > MAX_FILES {
+                return too_many(format!("more than {MAX_FILES} files"));
             }
-            next = next_page(&headers, &url).filter(|next| web.is_hub(next) && *next != url);
+            next = next_page(&headers, &at);
+            if next.is_some() && pages >= MAX_PAGES {
+                return too_many(format!("a listing of more than {MAX_PAGES} pages"));
+            }
+            if next.as_ref().is_some_and(|next| url.scheme() == "https" && next.scheme() != "https") {
+                return too_many("its next page is not at an https URL".to_owned());
+            }
         }
-        Ok(files)
+        Ok(listing)
     }
 
     /// Where a file's bytes are. The commit in `revision` keeps a download of many files at one state of the repository.
@@ -118,7 +153,7 @@ impl Hub {
         let what = label(&url);
         let mut found: Option<Located> = None;
         for _ in 0..=REDIRECTS {
-            let reply = web.direct(Method::HEAD, &url, self.lines()).await?;
+            let reply = web.ask(Method::HEAD, &url, self.lines()).await?;
             let next = redirect(&url, reply.status, &reply.headers);
             if next.is_none() && reply.status != 200 {
                 return Err(reply.refusal(&what).await);
@@ -148,10 +183,15 @@ impl Hub {
         Err(GetError::Answer { what, why: "too many redirects".to_owned() })
     }
 
-    async fn document<T: serde::de::DeserializeOwned>(&self, web: &Web, url: &Url) -> Result<(T, HeaderMap), GetError> {
-        let (body, headers) = web.document(url, self.lines()).await?;
+    /// The document, the head of its answer, and where redirects led.
+    async fn document<T: serde::de::DeserializeOwned>(
+        &self,
+        web: &Web,
+        url: &Url,
+    ) -> Result<(T, HeaderMap, Url), GetError> {
+        let (body, headers, at) = web.document(url, &self.lines).await?;
         let wrong = |error: serde_json::Error| GetError::Answer { what: label(url), why: error.to_string() };
-        Ok((serde_json::from_slice(&body).map_err(wrong)?, headers))
+        Ok((serde_json::from_slice(&body).map_err(wrong)?, headers, at))
     }
 
     fn url(&self, path: &str) -> Result<Url, GetError> {
@@ -172,13 +212,10 @@ impl Located {
     }
 }
 
-fn entry(leaf: Leaf) -> Result<Entry, GetError> {
-    if !names::is_safe(&leaf.path) {
-        return Err(GetError::Name(leaf.path));
-    }
+fn entry(leaf: Leaf) -> Entry {
     let sha256 = leaf.lfs.as_ref().and_then(|lfs| parse_hex32(&lfs.oid));
     let size = leaf.lfs.and_then(|lfs| lfs.size).unwrap_or(leaf.size);
-    Ok(Entry { path: leaf.path, size, sha256 })
+    Entry { path: leaf.path, size, sha256 }
 }
 
 /// What a HEAD's answer tells. The length of the answer itself is the file's only at the end of all redirects.
@@ -187,7 +224,7 @@ fn said(headers: &HeaderMap, url: &Url, last: bool) -> Located {
     let linked = text("x-linked-etag").or_else(|| text("etag"));
     let size = text("x-linked-size").or_else(|| text("content-length").filter(|_| last));
     Located {
-        commit: text("x-repo-commit").filter(|commit| names::is_safe(commit)),
+        commit: text("x-repo-commit").filter(|commit| names::is_component(commit)),
         sha256: linked.as_deref().and_then(|etag| parse_hex32(etag.trim_start_matches("W/").trim_matches('"'))),
         etag: linked,
         size: size.and_then(|size| size.parse().ok()),
@@ -238,12 +275,5 @@ mod tests {
         assert_eq!((said.size, said.sha256), (Some(7), Some([0xab; 32])));
         let small = super::said(&headers(&[("etag", "\"e\""), ("content-length", "29")]), &url, true);
         assert_eq!((small.size, small.sha256, small.etag.as_deref()), (Some(29), None, Some("\"e\"")));
-    }
-
-    #[test]
-    fn a_lying_listing_is_refused_whole() {
-        let leaf = |path: &str| Leaf { kind: "file".into(), path: path.into(), size: 1, lfs: None };
-        assert!(entry(leaf("a/b")).is_ok());
-        assert!(matches!(entry(leaf("../../etc/cron.d/x")), Err(GetError::Name(_))));
     }
 }

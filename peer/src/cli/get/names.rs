@@ -7,11 +7,17 @@ const COMPONENT_LEN: usize = 255;
 /// Bytes of a whole path at most (PATH_MAX).
 const PATH_LEN: usize = 4096;
 
-/// Whether a path stays below the folder that it is put in, whoever chose it: relative, no `..`, nothing that a terminal or
-/// a file system takes for something else.
+/// Whether a path stays below the folder that it is put in: relative, without empty components and `..`, and of a length that Linux
+/// takes. A backslash or a control character is part of a name there like any other character; what is shown to a person goes
+/// through [`printable`](crate::cli::human::printable).
 pub(crate) fn is_safe(path: &str) -> bool {
     let good = |component: &str| !matches!(component, "" | "." | "..") && component.len() <= COMPONENT_LEN;
-    path.len() <= PATH_LEN && path.split('/').all(good) && !path.contains(char::is_control) && !path.contains('\\')
+    path.len() <= PATH_LEN && path.split('/').all(good) && !path.contains('\0')
+}
+
+/// Whether a text is safe as one component.
+pub(crate) fn is_component(text: &str) -> bool {
+    is_safe(text) && !text.contains('/') && !text.contains(char::is_control)
 }
 
 /// The last component.
@@ -45,9 +51,9 @@ mod tests {
 
     #[test]
     fn a_name_that_leaves_its_folder_is_refused() {
-        let bad = ["", "/etc/passwd", "../x", "a/../../x", "a/..", "./a", "a//b", "a/", "a\0b", "a\u{1b}[2J", "..\\x"];
+        let bad = ["", "/etc/passwd", "../x", "a/../../x", "a/..", "./a", "a//b", "a/", "a\0b"];
         bad.iter().for_each(|name| assert!(!is_safe(name), "{name:?}"));
-        let good = ["a", "a b/c.bin", ".gitattributes", "a/..b/c..", "ü/日本"];
+        let good = ["..\\x", "back\\slash.txt", "a\nb", "a", "a b/c.bin", ".gitattributes", "a/..b/c..", "ü/日本"];
         good.iter().for_each(|name| assert!(is_safe(name), "{name:?}"));
         assert!(!is_safe(&"a".repeat(256)) && !is_safe(&"a/".repeat(3000)));
     }

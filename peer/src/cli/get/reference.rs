@@ -114,6 +114,12 @@ impl Reference {
         good.then(|| Self { kind, repo: repo.to_owned(), revision, path })
     }
 
+    /// Whether a file of the repository is the one at `self.path`, or below that folder.
+    pub(crate) fn holds(&self, file: &str) -> bool {
+        let below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+        self.path.is_empty() || file.strip_prefix(&self.path).is_some_and(below)
+    }
+
     /// `datasets/owner/name`: the repository in the Hub's paths.
     pub(crate) fn page(&self) -> String {
         format!("{}{}", self.kind.prefix(), self.repo)

@@ -8,9 +8,10 @@ use url::Url;
 use super::{
     Patterns, Rights,
     error::GetError,
-    hub::Hub,
+    hub::{Hub, Listing},
     progress::Progress,
     reference::Reference,
+    settings::check_online,
     web::{Lines, Way, Web},
     work,
 };
@@ -24,6 +25,8 @@ pub(crate) struct Place {
     pub(crate) url: Url,
     /// With which they are to be asked for.
     pub(crate) lines: Lines,
+    /// How many there are, where the Hub tells.
+    pub(crate) size: Option<u64>,
 }
 
 /// What a name stands for.
@@ -33,6 +36,8 @@ pub(crate) struct Places {
     pub(crate) places: Vec<Place>,
     /// Small files that the Hub itself serves, which no node keeps.
     pub(crate) on_hub: usize,
+    /// Paths that the Hub names and that leave the repository.
+    pub(crate) refused: Vec<String>,
 }
 
 /// Asks the Hub where the bytes of an `hf://` name or of one of its pages are; any other URL is its own place. The Hub's
@@ -45,14 +50,16 @@ pub(crate) async fn places(
 ) -> Result<Places, GetError> {
     let endpoint = rights.endpoint()?;
     let Some(reference) = work::reference(what, &endpoint)? else {
-        return Ok(Places { places: vec![Place { url: work::plain(what)?, lines: rights.lines()? }], on_hub: 0 });
+        let place = Place { url: work::plain(what)?, lines: rights.lines()?, size: None };
+        return Ok(Places { places: vec![place], ..Places::default() });
     };
+    check_online()?;
     let web = Web::new(Way::default(), &endpoint, progress.clone())?;
     let hub = Hub::new(endpoint, rights.token()?.as_deref(), rights.lines()?);
     let commit = hub.commit(&web, &reference).await?;
-    let paths = paths(&web, &hub, &reference, &commit, patterns).await?;
+    let (paths, refused) = paths(&web, &hub, &reference, &commit, patterns).await?;
     let asked = Arc::new((web, hub, reference, commit));
-    let mut found = Places::default();
+    let mut found = Places { refused, ..Places::default() };
     for some in paths.chunks(AT_ONCE) {
         let mut under_way = JoinSet::new();
         for path in some {
@@ -66,34 +73,35 @@ pub(crate) async fn places(
             let located = located.map_err(|error| GetError::Runtime(std::io::Error::other(error)))??;
             match asked.0.is_hub(&located.url) {
                 true => found.on_hub += 1,
-                false => found.places.push(Place { url: located.url, lines: Lines::new() }),
+                false => found.places.push(Place { url: located.url, lines: Lines::new(), size: located.size }),
             }
         }
     }
     Ok(found)
 }
 
-/// The files that are meant: the one at the path, or all below it.
+/// The files that are meant, the one at the path or all below it, and the paths that are refused.
 async fn paths(
     web: &Web,
     hub: &Hub,
     reference: &Reference,
     commit: &str,
     patterns: &Patterns,
-) -> Result<Vec<String>, GetError> {
+) -> Result<(Vec<String>, Vec<String>), GetError> {
     let filter = patterns.filter()?;
-    let wanted = hub.files(web, reference, commit).await;
-    let mut paths: Vec<_> = match wanted {
-        Ok(files) => files.into_iter().map(|file| file.path).filter(|path| filter.passes(path)).collect(),
+    let mut listing = match hub.files(web, reference, commit).await {
+        Ok(listing) => listing,
         // The Hub lists folders only.
-        Err(GetError::Absent { .. }) if !reference.path.is_empty() => Vec::new(),
+        Err(GetError::Absent { .. }) if !reference.path.is_empty() => Listing::default(),
         Err(error) => return Err(error),
     };
-    if paths.is_empty() && !reference.path.is_empty() && filter.passes(&reference.path) {
+    listing.retain(|path| filter.passes(path));
+    let mut paths: Vec<_> = listing.entries.into_iter().map(|file| file.path).collect();
+    let nothing = paths.is_empty() && listing.refused.is_empty();
+    if nothing && !reference.path.is_empty() && filter.passes(&reference.path) {
         paths.push(reference.path.clone());
+    } else if nothing {
+        return Err(GetError::Absent { what: reference.page(), why: "no file there is wanted".to_owned() });
     }
-    match paths.is_empty() {
-        false => Ok(paths),
-        true => Err(GetError::Absent { what: reference.page(), why: "no file there is wanted".to_owned() }),
-    }
+    Ok((paths, listing.refused))
 }

@@ -32,9 +32,9 @@ impl Rights {
 
     /// As the Hub's clients find it: argument, HF_TOKEN, the file.
     pub(super) fn token(&self) -> Result<Option<String>, GetError> {
-        let implicit = || match variable("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-            Some(text) if matches!(text.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true") => None,
-            _ => variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(token_file),
+        let implicit = || match is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            true => None,
+            false => variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(token_file),
         };
         let token = self.token.clone().or_else(implicit).map(|text| text.trim().to_owned());
         let Some(token) = token.filter(|token| !token.is_empty()) else { return Ok(None) };
@@ -149,6 +149,19 @@ fn on_the_host_of(node: &str) -> AdminPlace {
 fn token_file() -> Option<String> {
     let path = variable("HF_TOKEN_PATH").map_or_else(|| cache::home(variable).join("token"), PathBuf::from);
     std::fs::read_to_string(path).ok()
+}
+
+/// Refuses to ask the Hub where its clients are told not to.
+pub(super) fn check_online() -> Result<(), GetError> {
+    match ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| is_on(name)) {
+        Some(name) => Err(GetError::Offline(name)),
+        None => Ok(()),
+    }
+}
+
+/// As the Hub's clients read their switches.
+fn is_on(name: &str) -> bool {
+    variable(name).is_some_and(|text| matches!(text.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"))
 }
 
 /// A variable that is set to something.

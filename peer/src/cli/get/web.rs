@@ -23,6 +23,7 @@ use url::{Position, Url};
 
 use super::{
     error::{GetError, label},
+    hub::{REDIRECTS, redirect},
     names,
     progress::Progress,
     settings::{configured, is_this_machine, upstream, variable},
@@ -33,7 +34,12 @@ use crate::{
         client::{self, AdminPlace},
         human::printable,
     },
-    swarm::{Origin, OriginBody, OriginOptions, OriginRequest, Patience},
+    http::head::decimal,
+    swarm::{
+        Origin, OriginBody, OriginOptions, OriginRequest, Patience,
+        retry::{Backoff, Class, Jitter, classify_status},
+        retry_after,
+    },
     task::id,
 };
 
@@ -49,6 +55,11 @@ const READ_BUFFER: usize = 1 << 20;
 const MAX_ERROR: usize = 16 << 10;
 /// What is read of an answer of the Hub's API: some 100,000 files.
 const MAX_DOCUMENT: usize = 64 << 20;
+
+/// The longest wait that an overloaded Hub may ask for: its rate limits are counted in windows of five minutes.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// From which wait on a person is told why nothing happens.
+const NOTED_WAIT: Duration = Duration::from_secs(2);
 
 /// Header lines of one request.
 pub(crate) type Lines = Vec<(String, Vec<u8>)>;
@@ -149,16 +160,61 @@ impl Web {
         self.direct(Method::GET, url, lines).await
     }
 
-    /// A JSON document of the Hub, and its head.
-    pub(crate) async fn document(&self, url: &Url, lines: Lines) -> Result<(Vec<u8>, HeaderMap), GetError> {
-        let reply = self.direct(Method::GET, url, lines).await?;
-        if reply.status != 200 {
-            return Err(reply.refusal(&label(url)).await);
+    /// A question to the Hub, asked again while it is overloaded or limits requests. Redirects come back as they are.
+    pub(crate) async fn ask(&self, method: Method, url: &Url, lines: Lines) -> Result<Reply, GetError> {
+        let backoff = Backoff { cap: LONGEST_WAIT, ..Backoff::default() };
+        let mut jitter = Jitter::new(std::process::id().into());
+        let mut failures = 0;
+        loop {
+            let answer = self.direct(method.clone(), url, lines.clone()).await;
+            let advice = match &answer {
+                Ok(reply) => {
+                    let advice = limited_for(&reply.headers);
+                    match classify_status(reply.status, advice) {
+                        Class::Transient { after, .. } => after,
+                        _ => return answer,
+                    }
+                }
+                Err(GetError::Origin(error)) if error.class().is_transient() => None,
+                Err(_) => return answer,
+            };
+            failures += 1;
+            match backoff.delay(failures, advice, &mut jitter) {
+                Some(wait) if advice.is_none_or(|advice| advice <= LONGEST_WAIT) => {
+                    if wait >= NOTED_WAIT {
+                        let (host, seconds) = (url.host_str().unwrap_or_default(), wait.as_secs());
+                        self.progress.note(&format!("{host} limits requests: waiting for {seconds} s"));
+                    }
+                    tokio::time::sleep(wait).await;
+                }
+                _ => return answer,
+            }
         }
-        let headers = reply.headers.clone();
-        let too_long = || GetError::Answer { what: label(url), why: "more than 64 MiB".to_owned() };
-        let (body, whole) = reply.read(MAX_DOCUMENT).await?;
-        if whole { Ok((body, headers)) } else { Err(too_long()) }
+    }
+
+    /// A JSON document of the Hub, the head of its answer, and its URL after redirects. `lines` go to the Hub's host alone.
+    pub(crate) async fn document(&self, url: &Url, lines: &Lines) -> Result<(Vec<u8>, HeaderMap, Url), GetError> {
+        let mut at = url.clone();
+        let wrong = |why: &str| GetError::Answer { what: label(url), why: why.to_owned() };
+        for _ in 0..=REDIRECTS {
+            let sent = if self.is_hub(&at) { lines.clone() } else { Lines::new() };
+            let reply = self.ask(Method::GET, &at, sent).await?;
+            match redirect(&at, reply.status, &reply.headers) {
+                Some(next) if at.scheme() == "https" && next.scheme() != "https" => {
+                    return Err(wrong("redirected from https to another scheme"));
+                }
+                Some(next) => {
+                    at = next;
+                    continue;
+                }
+                None if reply.status != 200 => return Err(reply.refusal(&label(url)).await),
+                None => {}
+            }
+            let headers = reply.headers.clone();
+            let (body, whole) = reply.read(MAX_DOCUMENT).await?;
+            return if whole { Ok((body, headers, at)) } else { Err(wrong("more than 64 MiB")) };
+        }
+        Err(wrong("too many redirects"))
     }
 
     /// Bytes of this URL's file that the node has from origins and from other nodes, since its start; none if it does not
@@ -263,6 +319,7 @@ impl Reply {
     /// The error that this answer stands for.
     pub(crate) async fn refusal(self, what: &str) -> GetError {
         let status = self.status;
+        let code = self.header("x-error-code").map(str::to_owned);
         // Said by a node that verifies: see `reply::BodyError` and `fetch::Found`.
         let said = self.header("x-pondhawk-error").unwrap_or_default();
         if status == 502 && (said.contains("not those of the hash") || said.contains("were wrong")) {
@@ -274,7 +331,7 @@ impl Reply {
             Some(said) => Some(said),
             None => self.read(MAX_ERROR).await.ok().and_then(|(body, _)| first_line(&body)),
         };
-        GetError::refused(what, status, said.as_deref())
+        GetError::refused(what, status, code.as_deref(), said.as_deref())
     }
 
     /// At most `most` bytes of the body, and whether that was all.
@@ -288,6 +345,16 @@ impl Reply {
         }
         Ok((kept, true))
     }
+}
+
+/// When the Hub takes requests again: Retry-After, or the `t` of its RateLimit header (`"api";r=0;t=55`, seconds).
+fn limited_for(headers: &HeaderMap) -> Option<Duration> {
+    let limit = || {
+        let text = headers.get("ratelimit")?.to_str().ok()?;
+        let seconds = text.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
+        decimal(seconds.as_bytes()).map(Duration::from_secs)
+    };
+    retry_after(headers).or_else(limit)
 }
 
 /// Text, and not a page of HTML or a document of XML.

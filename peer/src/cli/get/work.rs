@@ -8,12 +8,13 @@ use url::Url;
 use super::{
     Get, cache,
     error::GetError,
-    hub::{Entry, Hub, Located},
+    hub::{Entry, Hub, Listing, Located},
     names,
     place::{Folder, Naming, Part, Spot},
     progress::Progress,
     reference::Reference,
     report::{FileReport, Report},
+    settings::check_online,
     transfer::{Got, Promise, Source, Transfer, tag},
     web::Web,
 };
@@ -63,6 +64,7 @@ pub(super) async fn run(get: &Get, progress: Progress, report: &mut Report) -> R
         report.files.push(file);
         return Ok(());
     };
+    check_online()?;
     let hub = Hub::new(endpoint, get.rights.token()?.as_deref(), lines);
     if reference.path.is_empty() || get.recursive {
         many(get, web, hub, progress, reference, report).await
@@ -147,9 +149,10 @@ async fn many(
         return Err(GetError::Usage("--digest is for one file".to_owned()));
     }
     let commit = hub.commit(&web, &reference).await?;
-    let mut files = hub.files(&web, &reference, &commit).await?;
-    files.retain(|file| filter.passes(&file.path));
-    if files.is_empty() {
+    let mut listing = hub.files(&web, &reference, &commit).await?;
+    listing.retain(|path| filter.passes(path));
+    let Listing { entries: files, refused } = listing;
+    if files.is_empty() && refused.is_empty() {
         let what = format!("hf://{}@{}/{}", reference.page(), reference.revision, reference.path);
         return Err(GetError::Absent { what, why: "no file there is wanted".to_owned() });
     }
@@ -178,6 +181,7 @@ async fn many(
         at: None,
     };
     each(&run, files.into_iter().map(job), usize::from(get.jobs), report).await?;
+    Listing::refusal(refused)?;
     run.note_revision(&reference.revision)
 }
 
@@ -339,7 +343,7 @@ fn cached(dir: &Path, reference: &Reference, commit: &str) -> Result<Destination
 /// Folder and name of one file: into a folder that is there or ends with a slash, else to this very name.
 fn place(output: Option<&Path>, name: &str) -> Result<(Folder, String), GetError> {
     let unnamed = || GetError::Usage("the URL ends with no file name: give one with --output".to_owned());
-    let named = |name: &str| names::is_safe(name).then(|| name.to_owned()).ok_or_else(unnamed);
+    let named = |name: &str| names::is_component(name).then(|| name.to_owned()).ok_or_else(unnamed);
     let Some(output) = output else { return Ok((Folder::make(Path::new("."))?, named(name)?)) };
     if output.is_dir() || output.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return Ok((Folder::make(output)?, named(name)?));
