@@ -23,6 +23,7 @@ use crate::swarm::{
     retry::{Backoff, Class, Jitter},
 };
 use crate::{
+    expiring::{BootTime, Expiry},
     flight::FlightTable,
     http::forward::pairs,
     question::{Question, QuestionKey, Variant},
@@ -165,7 +166,7 @@ struct Shard {
 }
 
 struct Verdict {
-    until: Instant,
+    until: Expiry,
     answer: Consent,
 }
 
@@ -324,7 +325,7 @@ impl Authorizer {
 
     fn remembered(&self, key: &QuestionKey, request: &OriginRequest) -> Option<Arc<Probe>> {
         let shard = self.shard(key);
-        let known = shard.verdicts.get(key).filter(|verdict| verdict.until > Instant::now())?;
+        let known = shard.verdicts.get(key).filter(|verdict| verdict.until.is_ahead(moment()))?;
         known.answer.variant.allows(&request.headers).then(|| Arc::clone(&known.answer.probe))
     }
 
@@ -335,7 +336,7 @@ impl Authorizer {
         }
         let mut shard = self.shard(&question.key);
         shard.make_room((self.options.max_verdicts / SHARDS).max(1));
-        shard.verdicts.insert(question.key, Verdict { until: Instant::now() + life, answer: consent.clone() });
+        shard.verdicts.insert(question.key, Verdict { until: Expiry::after(moment(), life), answer: consent.clone() });
     }
 
     fn life(&self, url: &Url) -> Duration {
@@ -352,8 +353,8 @@ impl Shard {
         if self.verdicts.len() < most {
             return;
         }
-        let now = Instant::now();
-        self.verdicts.retain(|_, verdict| verdict.until > now);
+        let now = moment();
+        self.verdicts.retain(|_, verdict| verdict.until.is_ahead(now));
         if self.verdicts.len() >= most
             && let Some(first) = self.verdicts.iter().min_by_key(|(_, verdict)| verdict.until).map(|(key, _)| *key)
         {
@@ -365,6 +366,11 @@ impl Shard {
 /// How long what was said about a URL may be remembered: until it expires, and no longer than `most`.
 pub(crate) fn life_of(url: &Url, most: Duration) -> Duration {
     expiry::of(url).map_or(Duration::MAX, left_until).min(most)
+}
+
+/// Now by both clocks that bound a consent.
+fn moment() -> (Instant, BootTime) {
+    (Instant::now(), BootTime::now())
 }
 
 fn left_until(unix_seconds: u64) -> Duration {
