@@ -109,7 +109,8 @@ pub const SHARD_START: Duration = Duration::from_secs(5);
 /// How often a shard shows that it is alive, and the heartbeat is written.
 pub const BEAT_EVERY: Duration = Duration::from_millis(200);
 
-/// Submissions that a shard's ring takes before it is flushed.
+/// Submissions that a shard's ring takes before it is flushed. A flush of a full ring that fails for want of kernel memory aborts the
+/// process (see ARCHITECTURE.md, Threads): more entries make that rarer, and each costs 64 bytes of locked memory.
 pub const RING_ENTRIES: u32 = 1024;
 
 /// Buffers of each shard that are registered with its ring, and so pinned from the start: enough for a few streams at a

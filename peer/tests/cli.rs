@@ -156,6 +156,33 @@ fn a_wrong_file_is_refused_by_check_and_up_with_the_place() {
     assert_eq!((code, message.contains("/nowhere/pond.yaml: No such file")), (Some(1), true), "{message}");
 }
 
+/// A file of which nothing was read ended with 0, and so did one of which keys were dropped.
+#[test]
+fn an_import_says_by_its_exit_code_what_came_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dfdaemon.yaml");
+    let import = |text: &str, more: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        pondhawk(&[&["config", "import", file.to_str().unwrap()], more].concat(), &[])
+    };
+    let (code, out, message) = import("kind: ConfigMap\ndata:\n  dfget.yaml: 'verbose: true'\n", &[]);
+    assert_eq!((code, out.as_str(), message.as_str()), (Some(0), "log:\n  level: debug\n", ""));
+    let (code, out, message) = import("verbose: true\nmanager: {addr: x}\n", &[]);
+    assert!(code == Some(4) && out.contains("manager") && out.contains("level: debug"), "{code:?} {out} {message}");
+    assert!(message.contains("not taken over"), "{message}");
+    for nothing in
+        ["kind: ConfigMap\ndata: {a.yaml: ''}\n", "manager: {addr: x}\n", "verbose: false\n", "- a\n", "a: ["]
+    {
+        let (code, _, message) = import(nothing, &[]);
+        assert_eq!(code, Some(1), "{nothing}: {message}");
+    }
+    let values = "client: {config: {verbose: true}}\nseedClient: {config: {seedPeer: {enable: true}}}\n";
+    let (code, out, _) = import(values, &["--part", "seedClient"]);
+    assert!(code == Some(4) && out.contains("seed: true") && !out.contains("debug"), "{code:?} {out}");
+    let unreadable = import("proxy: {registryMirror: {addr: 'http://plain.example'}}\n", &[]);
+    assert!(unreadable.0 == Some(4) && unreadable.2.contains("mended by hand"), "{unreadable:?}");
+}
+
 #[test]
 fn flags_win_over_the_environment() {
     let variables = [("PONDHAWK_STORE__QUOTA", "2GiB"), ("PONDHAWK_SHARDS", "3"), ("PONDHAWK_STROE__QUOTA", "1")];

@@ -90,7 +90,8 @@ mod tests {
         let (one, _other) = UnixStream::pair().unwrap();
         let credentials = PeerCredentials::of(&one).unwrap();
         assert_eq!(credentials.uid, rustix::process::geteuid().as_raw());
-        let mut own: Vec<u32> = rustix::process::getgroups().unwrap().into_iter().map(|group| group.as_raw()).collect();
+        let mut own: Vec<u32> =
+            rustix::process::getgroups().unwrap().into_iter().map(rustix::process::Gid::as_raw).collect();
         own.push(rustix::process::getegid().as_raw());
         assert_eq!(credentials.groups, own);
     }

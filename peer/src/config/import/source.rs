@@ -72,7 +72,10 @@ impl Contents {
             }
             ("ConfigMap", _) => match keys.remove("data") {
                 Some(Value::Object(files)) => self.look_into_files(files, depth),
-                _ => Ok(self.foreign.push("a ConfigMap: it has no data".to_owned())),
+                _ => {
+                    self.foreign.push("a ConfigMap: it has no data".to_owned());
+                    Ok(())
+                }
             },
             (kind, items) => {
                 items.into_iter().for_each(|items| drop(keys.insert("items".to_owned(), items)));
