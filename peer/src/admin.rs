@@ -55,7 +55,7 @@ pub trait Control: Send + Sync + 'static {
     /// Files that are, were or will be fetched so.
     fn preheats(&self) -> Vec<Preheat>;
 
-    /// The path of the Unix socket on which changes are accepted; `None` where there is none.
+    /// The path of the Unix socket on which changes are accepted; `None`: the node has no such socket.
     fn socket(&self) -> Option<String> {
         None
     }

@@ -300,16 +300,16 @@ fn another_user_reads_and_changes_nothing() {
     let binary = node.dir.path().join("pondhawk");
     std::fs::copy(env!("CARGO_BIN_EXE_pondhawk"), &binary).unwrap();
     let socket = node.dir.path().join("admin.sock").display().to_string();
-    let as_nobody = |arguments: &[&str], admin: &str| {
+    let as_other = |arguments: &[&str], admin: &str| {
         let mut command = Command::new(&binary);
         command.args(arguments).args(["--admin", admin]).env_clear().current_dir("/").uid(65534).gid(65534);
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     for admin in [&socket, &node.address.to_string()] {
-        assert!(as_nobody(&["ls"], admin).1.contains("1 tasks"));
+        assert!(as_other(&["ls"], admin).1.contains("1 tasks"));
         for change in [&["rm", "--all"][..], &["pin", "aaaaaaaa"], &["preheat", "https://cdn.example/x"]] {
-            let (code, out, message) = as_nobody(change, admin);
+            let (code, out, message) = as_other(change, admin);
             assert_eq!((code, out.as_str()), (Some(1), ""), "{change:?}: {message}");
             assert!(message.contains("user 65534 may not change this node"), "{message}");
         }

@@ -6,7 +6,7 @@ use hyper::{Response, StatusCode, header};
 
 use super::routes::{Answer, Context, finish, full, text};
 
-/// What stands before a repository's name in the Hub's paths.
+/// The beginnings of the Hub's paths, up to a repository's name.
 const PREFIXES: [&str; 6] = ["/api/models/", "/api/datasets/", "/api/spaces/", "/datasets/", "/spaces/", "/"];
 
 /// Rules of the API in force. Shared: changes apply to the next request.

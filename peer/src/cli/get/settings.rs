@@ -151,7 +151,7 @@ fn token_file() -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// Refuses to ask the Hub where its clients are told not to.
+/// Refuses to ask the Hub where the environment forbids its clients to.
 pub(super) fn check_online() -> Result<(), GetError> {
     match ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| is_on(name)) {
         Some(name) => Err(GetError::Offline(name)),

@@ -58,7 +58,7 @@ const MAX_DOCUMENT: usize = 64 << 20;
 
 /// The longest wait that an overloaded Hub may ask for: its rate limits are counted in windows of five minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// From which wait on a person is told why nothing happens.
+/// A wait of at least this length is reported to the user.
 const NOTED_WAIT: Duration = Duration::from_secs(2);
 
 /// Header lines of one request.
