@@ -298,7 +298,9 @@ fn another_user_reads_and_changes_nothing() {
     let node = node(vec![task('a', "a", false)]);
     // The test's binary may be below a directory that only root can enter.
     let binary = node.dir.path().join("pondhawk");
-    std::fs::copy(env!("CARGO_BIN_EXE_pondhawk"), &binary).unwrap();
+    // Copied by another process: a descriptor that this one has open for writing could be inherited by the children of other tests,
+    // and no file that is open for writing can be run.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_pondhawk")).arg(&binary).status().unwrap().success());
     let socket = node.dir.path().join("admin.sock").display().to_string();
     let as_other = |arguments: &[&str], admin: &str| {
         let mut command = Command::new(&binary);
