@@ -14,5 +14,6 @@ pub mod load;
 pub mod scenario;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod soak;
 pub mod stage;
 pub mod transfer;

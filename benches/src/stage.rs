@@ -347,7 +347,7 @@ fn finish(command: &mut Command, interrupted: &AtomicBool) -> Result<ExitStatus,
     })
 }
 
-fn sha256(path: &Path) -> io::Result<String> {
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut context = digest::Context::new(&digest::SHA256);
     let mut buffer = vec![0; 1 << 20];

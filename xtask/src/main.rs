@@ -12,6 +12,7 @@
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
 //! - [`bench`] measures what the project promises
+//! - [`soak`] runs a cluster under real clients and random faults
 
 #![deny(unsafe_code)]
 
@@ -24,6 +25,7 @@ mod image;
 mod kube;
 mod setup;
 mod shell;
+mod soak;
 mod statics;
 mod steps;
 mod test;
@@ -67,6 +69,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure what the project promises, beside what people would otherwise run.
     Bench(bench::Args),
+    /// Run a cluster under real clients and random faults, and check after each minute that no promise was broken.
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Soak(args) => soak::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

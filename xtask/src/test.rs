@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::chart;
 use crate::setup::{self, Part};
 use crate::shell;
+use crate::soak;
 use crate::steps::Steps;
 use crate::tidy;
 
@@ -44,7 +45,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if built {
         steps.run("test", || shell::run(&mut cargo_test(&root, args)));
     }
+    if built && !args.quick && args.filter.is_none() {
+        soak_step(&root, args, &mut steps);
+    }
     steps.finish()
+}
+
+fn soak_step(root: &Path, args: &Args, steps: &mut Steps) {
+    if shell::is_root() || args.require_all {
+        steps.run("soak", || soak::short(root));
+    } else {
+        println!("  left out, because it needs root: two minutes of soak");
+    }
 }
 
 fn check(root: &Path, steps: &mut Steps) {

@@ -54,6 +54,13 @@ pub enum FaultKind {
     },
 }
 
+impl FaultKind {
+    /// Whether bytes of the object arrive wrong.
+    pub fn corrupts(&self) -> bool {
+        matches!(self, Self::CorruptByte { .. } | Self::ChangeEtag)
+    }
+}
+
 /// Which endpoint a fault is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

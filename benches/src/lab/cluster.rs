@@ -25,13 +25,14 @@ pub use self::{
     crowd::{Fetched, Way},
     memory::found_in_memory,
     network::{Host, Link},
-    node::{Joining, Node, NodePlan},
+    node::{Joining, Node, NodePlan, PROXY_PORT},
     scheduler::SchedulerProcess,
 };
 use super::{HubProcess, LabError, topology};
 
 /// Where on the switch's network they are: 10.77.0.x.
 const HUB: u8 = 2;
+const SECOND_HUB: u8 = 3;
 const SCHEDULER: u8 = 4;
 const FIRST_NODE: u8 = 20;
 const FIRST_POD: u8 = 220;
@@ -122,8 +123,7 @@ impl Cluster {
         match &self.scheduler {
             None => Ok(Joining::Alone),
             Some(scheduler) => {
-                let all = std::iter::once(scheduler).chain(&self.replicas);
-                let schedulers = all.map(SchedulerProcess::address).collect();
+                let schedulers = self.schedulers().map(SchedulerProcess::address).collect();
                 Ok(Joining::To { schedulers, token: Some(scheduler.token("24h")?) })
             }
         }
@@ -199,6 +199,26 @@ impl Cluster {
     /// If the plan had none.
     pub fn set_scheduler_link(&self, up: bool) -> Result<(), LabError> {
         self.network.set_link(self.scheduler().host(), up)
+    }
+
+    /// All schedulers, the first one first.
+    pub fn schedulers(&self) -> impl Iterator<Item = &SchedulerProcess> {
+        self.scheduler.iter().chain(&self.replicas)
+    }
+
+    /// Unplugs or plugs in the cable of any machine.
+    pub fn set_link(&self, host: &Host, up: bool) -> Result<(), LabError> {
+        self.network.set_link(host, up)
+    }
+
+    /// Starts one more hub, and adds a machine that resolves the Hub's names to this one instead of the cluster's. No node asks
+    /// it: it shows what a client gets alone. `arguments` are those of `pondhawk-hub`. Once only.
+    pub fn add_hub(&mut self, arguments: &[&str]) -> Result<(HubProcess, Host), LabError> {
+        let host = self.network.add("hub", SECOND_HUB, Link::default())?;
+        let hub = HubProcess::start(&host.attachment, arguments)?;
+        let pod = self.add_pod()?;
+        pod.netns().set_nameserver(Some(host.v4().into()))?;
+        Ok((hub, pod))
     }
 
     /// What the nodes have moved, one for each that answers.

@@ -5,6 +5,7 @@
 mod cgroup;
 pub mod cluster;
 mod daemon;
+mod disk;
 mod dns;
 mod hub_process;
 mod netns;
@@ -22,6 +23,7 @@ use std::{
 pub use self::{
     cgroup::Cgroup,
     daemon::Daemon,
+    disk::Disk,
     dns::{DnsRecords, DnsServer},
     hub_process::HubProcess,
     netns::Netns,

@@ -35,7 +35,7 @@ mod operation;
 mod outcome;
 mod process;
 mod progress;
-mod random;
+pub(crate) mod random;
 mod record;
 mod target;
 mod workload;

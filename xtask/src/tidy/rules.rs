@@ -13,6 +13,7 @@ const PURE: &[&str] = &[
     "benches/src/load/html.rs",
     "benches/src/load/random.rs",
     "benches/src/load/workload.rs",
+    "benches/src/soak/schedule.rs",
     "peer/src/cli/get/cache.rs",
     "peer/src/cli/get/filter.rs",
     "peer/src/cli/get/names.rs",

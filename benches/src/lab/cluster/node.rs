@@ -14,7 +14,7 @@ use super::{Account, Plan, START, network::Host};
 use crate::lab::{Cgroup, Daemon, LabError, Usage, wait_until};
 
 /// The ports of the node in its namespace: the defaults.
-pub(super) const PROXY_PORT: u16 = 65001;
+pub const PROXY_PORT: u16 = 65001;
 const ADMIN: &str = "127.0.0.1:65002";
 /// Requests of one curl.
 const AT_ONCE: usize = 500;
@@ -265,12 +265,14 @@ impl Node {
         )
     }
 
-    fn tasks(&self) -> Result<Vec<Value>, LabError> {
+    /// What `pondhawk ls --json` prints.
+    pub fn tasks(&self) -> Result<Vec<Value>, LabError> {
         let text = self.host.netns().curl(&["--max-time", "4", &format!("http://{ADMIN}/v1/tasks")])?;
         Ok(serde_json::from_str(&text)?)
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// Where it logs.
+    pub fn log_path(&self) -> PathBuf {
         self.folder.join("node.log")
     }
 

@@ -99,12 +99,18 @@ impl SchedulerProcess {
         self.daemon().as_ref().map(Daemon::pid)
     }
 
+    /// Whether its process is there.
+    pub fn is_running(&self) -> bool {
+        self.daemon().as_mut().is_some_and(Daemon::is_running)
+    }
+
     /// All that it has logged in all its lives.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// Where it logs.
+    pub fn log_path(&self) -> PathBuf {
         self.folder.join("scheduler.log")
     }
 
