@@ -34,7 +34,7 @@ use crate::{
     metrics::{Outcome, Party},
     node::Node,
     shard::Shard,
-    store::{About, Held, Keeping, Priority, TaskMeta, User, Verdict},
+    store::{About, Held, Keeping, Priority, StoreError, TaskMeta, User, Verdict},
     swarm::{
         DownloadError, Expected, OpenBody, OriginError, OriginRequest, Probe, Sharing,
         download::Policy,
@@ -467,6 +467,10 @@ async fn follow(node: Arc<Node>, held: Arc<Held>, running: Arc<Running>) {
             tracing::warn!(task = %held.meta.id, label, from_origin, %error, "peer task failed");
             match *error {
                 DownloadError::Changed(_) => drop(node.store.remove_held(&held)),
+                // A task is recorded once, when it is made: without its record it could never be completed.
+                DownloadError::Store(ref error) if matches!(**error, StoreError::Unrecorded) => {
+                    node.store.remove_held(&held);
+                }
                 DownloadError::Refuted => {
                     held.set_verdict(Verdict::Mismatch);
                     discard(&node, &held, Party::Peer);
@@ -496,20 +500,33 @@ fn drop_wrong(node: &Node, held: &Held, verdict: Verdict, from_peers: bool) {
         cluster.exchange.wrong(held.meta.id);
     }
     node.metrics.task_failed();
-    tracing::error!(
-        task = %held.meta.id, label = held.about().label, blamed = ?party,
-        "the bytes are not those of the hash in the name: dropped"
-    );
+    let (task, label) = (held.meta.id, &held.about().label);
+    match party {
+        Party::Disk => tracing::error!(%task, label, "the disk does not give a stored task back: dropped"),
+        _ => tracing::error!(%task, label, blamed = ?party, "the bytes are not those of the hash in the name: dropped"),
+    }
 }
 
 /// Drops a task of wrong bytes, of which this party is to blame. Whether it was still there.
 fn discard(node: &Node, held: &Held, party: Party) -> bool {
     let dropped = node.store.remove_held(held);
     if dropped {
-        node.tasks.note_wrong(held.meta.id);
+        // A disk that gives nothing back has sent no wrong byte to anyone: ranges of the file are as good as before.
+        if party != Party::Disk {
+            node.tasks.note_wrong(held.meta.id);
+        }
         node.metrics.verification_failure(party);
     }
     dropped
+}
+
+/// Drops a task that the disk does not give back, so that the next request fetches it anew.
+pub fn drop_unreadable(node: &Node, held: &Held, source: &std::io::Error) {
+    held.set_verdict(Verdict::Unreadable);
+    if discard(node, held, Party::Disk) {
+        let (task, label) = (held.meta.id, &held.about().label);
+        tracing::error!(%task, label, %source, "the disk does not give a stored task back: dropped");
+    }
 }
 
 /// Whether all of it is here, and nothing speaks against it.
@@ -714,14 +731,14 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether the node's own store takes no more bytes, while the origin may still have them.
-    pub fn is_store(&self) -> bool {
-        matches!(self, Self::Download(error) if matches!(**error, DownloadError::Store(_)))
-    }
-
     /// Whether the origin has another object there now.
     pub fn is_change(&self) -> bool {
         matches!(self, Self::Download(error) if matches!(**error, DownloadError::Changed(_)))
+    }
+
+    /// Whether bytes that were sent may be wrong.
+    pub fn is_refuted(&self) -> bool {
+        matches!(self, Self::Download(error) if matches!(**error, DownloadError::Refuted))
     }
 }
 

@@ -8,19 +8,19 @@ use std::ops::Range;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    fetch::{Failure, Found, Reading, Source},
+    fetch::{Failure, Found, Reading, Source, drop_unreadable},
     http::{
         connection::{Done, Exchange, ExchangeError, unix_now},
         forward,
         multipart::{Multipart, Segment},
         plan::{Plan, plan},
         response::{Party, Selection, field},
-        transport::Transport,
+        transport::{Transport, TransportError},
     },
     limits,
     metrics::{Outcome, Source as Origin},
     store::Verdict,
-    swarm::OriginRequest,
+    swarm::{Expected, OriginBody, OriginError, OriginRequest},
     trace::{Kind, Span},
 };
 
@@ -39,6 +39,9 @@ pub enum BodyError {
     /// Nothing came for [`limits::FETCH_STALL`].
     #[error("nothing came from the origin for {:?}", limits::FETCH_STALL)]
     Stalled,
+    /// The rest of the reply, straight from the origin, ended too early.
+    #[error("the origin's answer is shorter than the rest of the file")]
+    Short,
 }
 
 impl BodyError {
@@ -46,9 +49,19 @@ impl BodyError {
     /// changed object is a wrong one.
     fn is_final(&self, hashed: bool) -> bool {
         match self {
-            Self::Mismatch | Self::Unreadable => true,
+            Self::Mismatch => true,
             Self::Download(failure) => hashed && failure.is_change(),
-            Self::Stalled => false,
+            Self::Unreadable | Self::Stalled | Self::Short => false,
+        }
+    }
+
+    /// Whether a reply that has begun can go on with bytes straight from the origin: what the client has so far is right, and only the
+    /// node's own disk or download has failed.
+    fn spares_what_was_sent(&self) -> bool {
+        match self {
+            Self::Mismatch | Self::Short => false,
+            Self::Download(failure) => !failure.is_change() && !failure.is_refuted(),
+            Self::Unreadable | Self::Stalled => true,
         }
     }
 }
@@ -97,8 +110,7 @@ async fn from_store(
                 // The origin's bytes are not those of the name, or right ones could complete a wrong file.
                 Err(NotReady::Body(error)) if error.is_final(source.held.meta.proof.is_some()) => {
                     drop(body);
-                    let party = if matches!(error, BodyError::Unreadable) { Party::Node } else { Party::Origin };
-                    exchange.refuse(transport, 502, party, &error.to_string()).await
+                    exchange.refuse(transport, 502, Party::Origin, &error.to_string()).await
                 }
                 // Nothing was sent yet: this client gets what it would have got without us.
                 Err(error) => {
@@ -278,14 +290,20 @@ impl<'a> Body<'a> {
             }
             let end = match self.more(offset).await {
                 Ok(end) => end.min(span.end),
-                // A disk that became full is no reason to break off a reply that the origin could finish.
-                Err(BodyError::Download(failure)) if failure.is_store() && self.source.window.is_none() => {
-                    tracing::info!(at = self.request.label(), %failure, "the rest comes straight from the origin");
-                    return self.send_end(transport, offset..span.end).await;
+                Err(error) if error.spares_what_was_sent() => {
+                    return self.send_rest(transport, offset..span.end, &error).await;
                 }
                 Err(error) => return Err(error.into()),
             };
-            transport.send_file(self.source.held.file(), offset..end).await?;
+            match transport.send_file(self.source.held.file(), offset..end).await {
+                Ok(()) => {}
+                Err(TransportError::Disk { at, source }) => {
+                    self.exchange.sent(at.saturating_sub(offset));
+                    drop_unreadable(&self.exchange.shard.node, &self.source.held, &source);
+                    return self.send_rest(transport, at..span.end, &BodyError::Unreadable).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
             self.exchange.sent(end - offset);
             self.span.add(0, end - offset);
             if self.source.outcome == Outcome::Hit {
@@ -304,11 +322,64 @@ impl<'a> Body<'a> {
     /// The rest straight from the origin, as unverified as without the node: some kilobytes at the end of a file of which only
     /// parts are wanted, or what the store has no room for.
     async fn send_end(&self, transport: &mut Transport, span: Range<u64>) -> Result<(), ExchangeError> {
-        let node = &self.exchange.shard.node;
-        let mut body = node.origin.get_range(self.request, span, &self.source.expected()).await?;
-        while let Some(chunk) = body.chunk().await? {
-            self.exchange.sent(chunk.len() as u64);
-            transport.send(chunk.to_vec()).await?;
+        let expected = self.expected();
+        let body = self.exchange.shard.node.origin.get_range(self.request, span.clone(), &expected).await?;
+        self.relay(transport, body, 0, span.end - span.start).await
+    }
+
+    /// The rest of a reply straight from the origin, with the client's own request: without the node, no failure of its disk or of its
+    /// download would have cut the reply. The rest is as unverified as without the node.
+    async fn send_rest(
+        &self,
+        transport: &mut Transport,
+        rest: Range<u64>,
+        why: &BodyError,
+    ) -> Result<(), ExchangeError> {
+        tracing::warn!(at = self.request.label(), from = rest.start, %why, "the rest of a reply comes from the origin");
+        let (origin, expected) = (&self.exchange.shard.node.origin, self.expected());
+        let len = rest.end - rest.start;
+        if let Some(window) = &self.source.window {
+            // The URL is signed for exactly these bytes, so that what the client has comes once more.
+            let body = origin.get_whole(self.request, &expected).await?;
+            return self.relay(transport, body, rest.start - window.bytes.start, len).await;
+        }
+        match origin.get_range(self.request, rest.clone(), &expected).await {
+            Ok(body) => self.relay(transport, body, 0, len).await,
+            Err(OriginError::IgnoredRange { .. }) => {
+                let body = origin.get_whole(self.request, &expected).await?;
+                self.relay(transport, body, rest.start, len).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The object that the origin must still have for its bytes to continue this reply.
+    fn expected(&self) -> Expected {
+        match &self.source.window {
+            Some(window) => Expected { total: Some(window.bytes.end - window.bytes.start), etag: None },
+            None => self.source.expected(),
+        }
+    }
+
+    /// Sends `len` bytes of the origin's body to the client, after the first `skip`, which the client does not need.
+    async fn relay(
+        &self,
+        transport: &mut Transport,
+        mut body: OriginBody,
+        skip: u64,
+        len: u64,
+    ) -> Result<(), ExchangeError> {
+        let (mut skip, mut left) = (skip, len);
+        while left > 0 {
+            let Some(chunk) = body.chunk().await? else { return Err(BodyError::Short.into()) };
+            let from = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+            skip -= from as u64;
+            let to = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(from).min(chunk.len());
+            let wanted = chunk[from..to].to_vec();
+            left -= wanted.len() as u64;
+            self.exchange.sent(wanted.len() as u64);
+            transport.send(wanted).await?;
+            body.was_paused();
         }
         Ok(())
     }

@@ -77,6 +77,11 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether not one block is free.
+    pub fn is_full(&self) -> bool {
+        statvfs(&self.mount).is_ok_and(|stat| stat.f_bavail == 0)
+    }
+
     /// Keeps the disk full for as long as `lasts`, or until `ended`.
     pub fn fill(&self, lasts: Duration, ended: impl Fn() -> bool) -> Result<(), LabError> {
         let path = self.mount.join(FILLER);

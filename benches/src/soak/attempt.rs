@@ -109,7 +109,9 @@ impl ControlSite {
         interrupted: &AtomicBool,
     ) -> Result<bool, SoakError> {
         let hub = self.hub.lock().unwrap_or_else(PoisonError::into_inner);
-        hub.add_fault(&armed(fault, plan.file))?;
+        // `wget -c` sends two requests one after the other, and the fault may have hit the second one.
+        let times = if plan.client == Client::Wget { 2 } else { 1 };
+        hub.add_fault(&armed(fault, plan.file).times(times))?;
         let recipe = site.recipe(plan.client, plan.file, &self.bundle)?;
         let attempt = run_once(plan.client, &recipe, &self.host, &site.group, interrupted);
         hub.clear_faults()?;

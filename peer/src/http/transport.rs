@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout};
 use crate::{
     limits,
     tls::{Distrust, TlsError, TlsStream},
-    uring::{Buf, Pool, SendFile, Socket, file},
+    uring::{Buf, Pool, SendFile, SendFileError, Socket, file},
 };
 
 /// What happened to a client's connection.
@@ -28,9 +28,14 @@ pub enum TransportError {
     /// The shard had no buffers to spare.
     #[error("node: no buffer came free for {0:?}")]
     Buffers(Duration),
-    /// The store's file could not be read.
-    #[error("disk: {0}")]
-    Disk(#[source] io::Error),
+    /// The store's file could not be read. The connection is intact, and the client has everything before `at`.
+    #[error("disk: {source}")]
+    Disk {
+        /// Offset in the file.
+        at: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 /// A client's connection and what it sent ahead.
@@ -117,10 +122,10 @@ impl Transport {
         match &mut self.wire {
             Wire::Plain(socket) => {
                 let send = SendFile { socket, file, pool: &self.pool, stall: self.stall };
-                send.send(span).await.map_err(|error| match error.kind() {
-                    io::ErrorKind::TimedOut => TransportError::Stalled(self.stall),
-                    io::ErrorKind::UnexpectedEof => TransportError::Disk(error),
-                    _ => TransportError::Client(error),
+                send.send(span).await.map_err(|error| match error {
+                    SendFileError::Stalled => TransportError::Stalled(self.stall),
+                    SendFileError::File { at, source } => TransportError::Disk { at, source },
+                    SendFileError::Socket(error) => TransportError::Client(error),
                 })
             }
             Wire::Tls(stream) => send_file_tls(stream, &self.pool, self.stall, file, span).await,
@@ -214,7 +219,7 @@ async fn send_file_tls(
         let most = stream.max_plain(out.len()).min(plain.len()).min(SLOW_STRIDE) as u64;
         let n = usize::try_from((span.end - offset).min(most)).expect("at most a buffer");
         let (result, plain) = file::read_exact_at(file, plain, 0..n, offset).await;
-        result.map_err(TransportError::Disk)?;
+        result.map_err(|source| TransportError::Disk { at: offset, source })?;
         let encrypted = stream.encrypt(&plain[..n], &mut out)?;
         drop(plain);
         let sent = timeout(stall, stream.socket().send_buf(out, 0..encrypted)).await;
@@ -240,7 +245,7 @@ async fn send_fast_tls(
     if offset < span.end {
         let (result, read) = file::read_exact_at(file, plain, stretch(offset), offset).await;
         plain = read;
-        result.map_err(TransportError::Disk)?;
+        result.map_err(|source| TransportError::Disk { at: offset, source })?;
     }
     while offset < span.end {
         let ready = stretch(offset);
@@ -254,7 +259,7 @@ async fn send_fast_tls(
         let (sent, buf) = sent.map_err(|_| TransportError::Stalled(stall))?;
         out = buf;
         sent.map_err(TransportError::Client)?;
-        result.map_err(TransportError::Disk)?;
+        result.map_err(|source| TransportError::Disk { at: offset, source })?;
         if begun.elapsed() >= SLOW {
             break;
         }

@@ -45,6 +45,8 @@ use crate::task::{Layout, Proof, TaskId};
 const CREATING: usize = 64;
 /// How long a new task waits for room in the index thread's queue, or for evicted blocks to be free.
 const INDEX_DEADLINE: Duration = Duration::from_secs(10);
+/// What an empty file needs of a full disk, in bytes: a block of its directory.
+const FILE_NEED: u64 = 4096;
 /// How often it looks.
 const INDEX_RETRY: Duration = Duration::from_millis(5);
 /// How long `close` waits for commits under way.
@@ -300,20 +302,39 @@ impl Store {
         Ok(Arc::new(Self { shelf, links, creating, threads: Mutex::new(Some(threads)) }))
     }
 
-    /// Makes a task's files, with the blocks of its piece table.
-    async fn make_files(&self, meta: &TaskMeta, freed: Option<oneshot::Receiver<()>>) -> Result<Files, StoreError> {
-        let paths = self.shelf.paths();
+    /// Makes a task's files, with the blocks of its piece table. Idle tasks are evicted as long as the disk has no room for them: no
+    /// blocks, or no inodes.
+    async fn make_files(&self, meta: &TaskMeta, mut freed: Option<oneshot::Receiver<()>>) -> Result<Files, StoreError> {
         let failed = || StoreError::disk("make a task's files");
-        paths::make_dir(&paths.task_dir(&meta.id)).map_err(failed())?;
-        let make = |path| File::options().read(true).write(true).create_new(true).open(path).map(Arc::new);
-        let table = make(paths.table(&meta.id)).map_err(failed())?;
-        let data = make(paths.data(&meta.id)).map_err(failed())?;
+        let (table, data) = loop {
+            match self.make_empty_files(&meta.id) {
+                Ok(files) => break files,
+                Err(error) if error::is_full(&error) => self.make_room(FILE_NEED, &mut freed).await?,
+                Err(error) => return Err(failed()(error)),
+            }
+        };
         let lengths = [(&table, layout::table_len(meta.layout)), (&data, meta.layout.len())];
         lengths.into_iter().try_for_each(|(file, len)| self.links.disk.set_len(file, len)).map_err(failed())?;
         self.allocate(&table, layout::table_len(meta.layout), freed).await?;
         let header = layout::encode_header(&meta.id, meta.layout).to_vec();
         self.links.disk.write_small(&table, header, 0).await.map_err(failed())?;
         Ok(Files { data, table, slots: Vec::new() })
+    }
+
+    /// Both files or none.
+    fn make_empty_files(&self, id: &TaskId) -> io::Result<(Arc<File>, Arc<File>)> {
+        let paths = self.shelf.paths();
+        paths::make_dir(&paths.task_dir(id))?;
+        let make = |path: &Path| File::options().read(true).write(true).create_new(true).open(path).map(Arc::new);
+        let table = make(&paths.table(id))?;
+        match make(&paths.data(id)) {
+            Ok(data) => Ok((table, data)),
+            Err(error) => {
+                // What cannot be removed is dropped at the next start, as it has no record.
+                let _ = std::fs::remove_file(paths.table(id));
+                Err(error)
+            }
+        }
     }
 
     /// Reserves the blocks of a piece table. Each full disk costs at least one idle task, so it ends; what such a task gives back is
@@ -327,15 +348,20 @@ impl Store {
         loop {
             match self.links.disk.allocate(table, 0..len).await {
                 Ok(()) => return Ok(()),
-                Err(error) if error::is_full(&error) => {}
+                Err(error) if error::is_full(&error) => self.make_room(len, &mut freed).await?,
                 Err(error) => return Err(StoreError::disk("reserve a piece table's blocks")(error)),
             }
-            match freed.take() {
-                // Late or lost: the next round evicts more, or says that there is no room.
-                Some(freed) => drop(tokio::time::timeout(INDEX_DEADLINE, freed).await),
-                None => self.links.free_disk(len).await?,
-            }
         }
+    }
+
+    /// Waits for what is being freed, or evicts idle tasks worth `need` bytes, at least one, and waits for theirs.
+    async fn make_room(&self, need: u64, freed: &mut Option<oneshot::Receiver<()>>) -> Result<(), StoreError> {
+        match freed.take() {
+            // Late or lost: the next round evicts more, or says that there is no room.
+            Some(freed) => drop(tokio::time::timeout(INDEX_DEADLINE, freed).await),
+            None => self.links.free_disk(need).await?,
+        }
+        Ok(())
     }
 
     async fn install(&self, meta: TaskMeta, reservation: Reservation, files: Files) -> Result<Arc<Held>, StoreError> {

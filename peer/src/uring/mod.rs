@@ -20,7 +20,7 @@ mod splice;
 pub use buffer::{Buf, Pool};
 pub use credentials::PeerCredentials;
 pub use listener::Listener;
-pub use sendfile::SendFile;
+pub use sendfile::{SendFile, SendFileError};
 pub use socket::Socket;
 pub use splice::{Spliced, splice_both};
 

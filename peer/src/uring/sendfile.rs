@@ -33,17 +33,36 @@ impl std::fmt::Debug for Pool {
     }
 }
 
+/// Why a stretch of a file was not sent to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFileError {
+    /// The client took no byte for as long as `stall`.
+    #[error("the socket took nothing in time")]
+    Stalled,
+    /// The socket failed.
+    #[error(transparent)]
+    Socket(io::Error),
+    /// The file could not be read, or is shorter than the stretch. The socket is intact and has everything before `at`.
+    #[error("byte {at} of the file cannot be read: {source}")]
+    File {
+        /// Offset in the file.
+        at: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
 impl SendFile<'_> {
     /// Sends the file's bytes in `span`.
     ///
     /// # Errors
-    /// `TimedOut`: the client took nothing for `stall`. `UnexpectedEof`: the file is shorter than `span`; the disk is at
-    /// fault then. Else what the socket or the disk said.
-    pub async fn send(&self, span: Range<u64>) -> io::Result<()> {
+    /// Tells apart whether the client, its socket or the file is at fault: only after the last can the reply go on from elsewhere.
+    pub async fn send(&self, span: Range<u64>) -> Result<(), SendFileError> {
         let mut offset = span.start;
         while offset < span.end {
             let stride = (span.end - offset).min(STRIDE);
-            let warm = self.warm(offset)? && self.warm(offset + stride - 1)?;
+            let in_file = |source| SendFileError::File { at: offset, source };
+            let warm = self.warm(offset).map_err(in_file)? && self.warm(offset + stride - 1).map_err(in_file)?;
             offset += if warm {
                 self.send_warm(offset..offset + stride).await?
             } else {
@@ -66,16 +85,20 @@ impl SendFile<'_> {
         }
     }
 
-    async fn send_warm(&self, span: Range<u64>) -> io::Result<u64> {
-        let _nonblocking = self.socket.nonblocking()?;
+    async fn send_warm(&self, span: Range<u64>) -> Result<u64, SendFileError> {
+        let _nonblocking = self.socket.nonblocking().map_err(SendFileError::Socket)?;
         let mut offset = span.start;
         while offset < span.end {
             let count = usize::try_from(span.end - offset).unwrap_or(usize::MAX);
             match rustix::fs::sendfile(self.socket, self.file, Some(&mut offset), count) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => {
+                    return Err(SendFileError::File { at: offset, source: io::ErrorKind::UnexpectedEof.into() });
+                }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => within(self.stall, self.socket.writable()).await?,
-                Err(error) => return Err(error.into()),
+                // A page that was dropped since `warm` looked. No socket gives this error (sendfile(2), tcp(7)).
+                Err(error @ Errno::IO) => return Err(SendFileError::File { at: offset, source: error.into() }),
+                Err(error) => return Err(SendFileError::Socket(error.into())),
             }
         }
         // A reply of a fast reader never waits on the socket: other connections of the shard get their turn here.
@@ -83,19 +106,17 @@ impl SendFile<'_> {
         Ok(span.end - span.start)
     }
 
-    async fn send_cold(&self, span: Range<u64>) -> io::Result<u64> {
+    async fn send_cold(&self, span: Range<u64>) -> Result<u64, SendFileError> {
         let buf = self.pool.lease().await;
         let wanted = usize::try_from(span.end - span.start).unwrap_or(usize::MAX).min(buf.len());
         let (result, buf) = file::read_at(self.file, buf, 0..wanted, span.start).await;
-        let read = result?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let some = |read| if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read) };
+        let read = result.and_then(some).map_err(|source| SendFileError::File { at: span.start, source })?;
         within(self.stall, async { self.socket.send_buf(buf, 0..read).await.0 }).await?;
         Ok(read as u64)
     }
 }
 
-async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(limit, future).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> Result<T, SendFileError> {
+    timeout(limit, future).await.map_err(|_| SendFileError::Stalled)?.map_err(SendFileError::Socket)
 }

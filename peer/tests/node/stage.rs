@@ -90,6 +90,11 @@ impl Node {
     /// Kills the process without mercy and starts another on the same directory.
     pub(crate) fn kill_and_restart(&mut self, hub: &Hub, settings: &[&str]) {
         self.daemon.kill().unwrap();
+        self.restart(hub, settings);
+    }
+
+    /// Starts another process on the directory of one that has ended.
+    pub(crate) fn restart(&mut self, hub: &Hub, settings: &[&str]) {
         let (daemon, proxy, admin) = launch(hub, self.dir.path(), settings);
         (self.daemon, self.proxy, self.admin) = (daemon, proxy, admin);
     }
