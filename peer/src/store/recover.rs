@@ -8,12 +8,14 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{Arc, Weak},
+    time::SystemTime,
 };
 
 use rustix::fs::FlockOperation;
 
 use super::{
     StoreError,
+    error::is_full,
     held::State,
     index::{Index, Loaded, Op},
     layout,
@@ -40,7 +42,7 @@ pub(super) fn recover(paths: &Paths) -> Result<Recovered, StoreError> {
     paths.make_dirs().map_err(StoreError::disk("make the store's directories"))?;
     let lock = lock(paths)?;
     check_version(paths)?;
-    let (mut index, loaded) = Index::open(paths.index(), paths.broken_index())?;
+    let (mut index, loaded) = open_index(paths)?;
     let (kept, lost): (Vec<_>, Vec<_>) = loaded.into_iter().partition(|loaded| has_files(paths, loaded));
     let entries: Vec<_> = kept.into_iter().map(|loaded| entry(paths, loaded)).collect();
     let orphans = drop_orphans(paths, &entries).map_err(StoreError::disk("clean the store up"))?;
@@ -57,6 +59,46 @@ pub(super) fn recover(paths: &Paths) -> Result<Recovered, StoreError> {
     Ok(Recovered { lock, index, entries, generations })
 }
 
+/// Opens the index. It writes when it opens, so on a full disk tasks are given up for it, those written longest ago first: without an
+/// index it is not known which were used or pinned, and a node that does not start serves none of them.
+fn open_index(paths: &Paths) -> Result<(Index, Vec<Loaded>), StoreError> {
+    loop {
+        match Index::open(paths.index(), paths.broken_index()) {
+            Err(error) if error.is_full() => {
+                let freed = paths.empty_trash().and_then(|()| remove_oldest(paths));
+                match freed.map_err(StoreError::disk("make room for the index"))? {
+                    Some(task) => tracing::warn!(%task, "the disk is full: a task makes room for the store's index"),
+                    None => return Err(error.into()),
+                }
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Removes the files of the task whose data was written longest ago; none: there is no task.
+fn remove_oldest(paths: &Paths) -> io::Result<Option<TaskId>> {
+    let mut oldest: Option<(SystemTime, TaskId)> = None;
+    for dir in fs::read_dir(paths.tasks())? {
+        for file in fs::read_dir(dir?.path())? {
+            let file = file?;
+            let Some(task) = task_of(&file.path()) else { continue };
+            let written = file.metadata()?.modified()?;
+            if oldest.is_none_or(|(before, _)| written < before) {
+                oldest = Some((written, task));
+            }
+        }
+    }
+    let Some((_, task)) = oldest else { return Ok(None) };
+    for path in [paths.data(&task), paths.table(&task)] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(Some(task))
+}
+
 fn lock(paths: &Paths) -> Result<File, StoreError> {
     let failed = || StoreError::disk("lock the store");
     let mut file =
@@ -71,11 +113,12 @@ fn lock(paths: &Paths) -> Result<File, StoreError> {
         }
         Err(errno) => return Err(failed()(errno.into())),
     }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(failed())?;
-    Ok(file)
+    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    match written {
+        // The number is for people; a full disk has no block for it.
+        Err(error) if !is_full(&error) => Err(failed()(error)),
+        _ => Ok(file),
+    }
 }
 
 fn check_version(paths: &Paths) -> Result<(), StoreError> {
