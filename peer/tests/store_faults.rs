@@ -141,7 +141,7 @@ fn a_disk_that_fills_up_under_a_download_cuts_no_reply() {
     }
     let site = Site::open(96 * MIB, None);
     let file = site.stage.file("filled", 24 * MIB + 5, 4);
-    let others: Vec<File> = (0..6).map(|n| site.stage.file(&format!("more-{n}"), 2 * MIB, 5 + n)).collect();
+    let others: Vec<File> = (0..24).map(|n| site.stage.file(&format!("more-{n}"), MIB, 50 + n)).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let answer = site.get_while(&file, || {
