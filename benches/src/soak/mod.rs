@@ -68,6 +68,8 @@ const DISK: u64 = 192 << 20;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Tries of one download; more means that it makes no progress.
 const MAX_TRIES: u32 = 30;
+/// A download that takes longer is printed, as a hint at something that waits for a deadline.
+const SLOW: Duration = Duration::from_secs(30);
 /// Time between two tries of a client.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// Violations that are printed and kept; the others are only counted.
@@ -283,8 +285,13 @@ impl<'a> Soak<'a> {
         for _ in 0..MAX_TRIES {
             let attempt = self.site.attempt(&self.cluster, node, &plan, self.interrupted)?;
             let judgement = judge(&attempt, node, &plan, &self.site, &self.control, &self.troubles, self.interrupted)?;
+            let took = attempt.span.end - attempt.span.start;
             match judgement {
                 Judgement::Right { bytes } => {
+                    if took > SLOW {
+                        let (client, route, file) = (plan.client.name(), plan.route.name(), FILES[plan.file].label());
+                        eprintln!("  node-{node}: slow: {client} by {route} took {took:.0?} for {file}");
+                    }
                     self.counts.downloads.fetch_add(1, Ordering::Relaxed);
                     self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
                     return Ok(());
