@@ -177,7 +177,8 @@ fn store_differences(store: &Path, tasks: &[Value], counted: u64) -> io::Result<
         match files.remove(&format!("{id}.data")) {
             Some(data) if Some(data.len()) == len => {}
             other => {
-                problems.push(format!("task {id} of {len:?} bytes has the file {:?}", other.map(|file| file.len())))
+                let found = other.map(|file| file.len());
+                problems.push(format!("task {id} of {len:?} bytes has a file of {found:?}"));
             }
         }
         if files.remove(&format!("{id}.pieces")).is_none() {

@@ -57,7 +57,7 @@ use crate::{
     clients::{Client, Wanted},
     lab::{
         Cgroup, Disk, LabError,
-        cluster::{Cluster, Joining, Link, NodePlan, Plan},
+        cluster::{Cluster, Joining, Link, Node, NodePlan, Plan},
     },
     stage::StageError,
 };
@@ -200,7 +200,7 @@ impl<'a> Soak<'a> {
         for node in cluster.nodes() {
             node.start(&joining)?;
         }
-        cluster.nodes().iter().try_for_each(|node| node.wait_joined())?;
+        cluster.nodes().iter().try_for_each(Node::wait_joined)?;
         let site = site(options, &cluster, folder.path())?;
         let checks = Checks::begin(&cluster);
         Ok(Self {
@@ -360,7 +360,7 @@ fn plan<'a>(options: &SoakOptions, folder: &Path, offers: &'a [&'a str]) -> Plan
 }
 
 fn mount_disks(cluster: &Cluster) -> Result<Vec<Disk>, LabError> {
-    let disk = |node: &crate::lab::cluster::Node| {
+    let disk = |node: &Node| {
         let mount = node.data_dir();
         Disk::new(&mount.with_file_name("disk.img"), &mount, DISK, None)
     };
