@@ -188,17 +188,9 @@ fn a_node_starts_on_a_disk_that_is_full_and_serves() {
     let file = site.stage.file("before", 8 * MIB, 40);
     site.assert_right(&file, &site.stage.get(&file));
     site.stage.node.daemon.kill().unwrap();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let (disk, stage, ended) = (&site.disk, &mut site.stage, &over);
-        scope.spawn(|| disk.fill(DEADLINE, || ended.load(Ordering::Relaxed)).unwrap());
-        wait_until(DEADLINE, || disk.is_full().then_some(())).unwrap();
-        let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            stage.node.restart(&stage.hub, &[]);
-            let answers = [stage.get(&file), stage.get(&stage.file("after", 5 * MIB, 41))];
-            answers.map(|answer| (answer.status, answer.complete))
-        }));
-        over.store(true, Ordering::Relaxed);
-        assert_eq!(started.unwrap(), [(200, true); 2], "{}", stage.node.log());
-    });
+    site.disk.fill_up().unwrap();
+    site.stage.node.restart(&site.stage.hub, &["origin.retries=2"]);
+    site.assert_right(&file, &site.stage.get(&file));
+    let after = site.stage.file("after", 5 * MIB, 41);
+    site.assert_right(&after, &site.stage.get(&after));
 }

@@ -82,6 +82,17 @@ impl Disk {
         statvfs(&self.mount).is_ok_and(|stat| stat.f_bavail == 0)
     }
 
+    /// Fills the disk, once: what is freed afterwards stays free.
+    pub fn fill_up(&self) -> Result<(), LabError> {
+        let path = self.mount.join(FILLER);
+        let filler = File::create(&path).map_err(|source| LabError::File { path: path.clone(), source })?;
+        let full = wait_until(Duration::from_secs(10), || {
+            self.take_free_blocks(&filler);
+            self.is_full().then_some(())
+        });
+        full.ok_or_else(|| LabError::File { path, source: std::io::Error::other("the disk does not become full") })
+    }
+
     /// Keeps the disk full for as long as `lasts`, or until `ended`.
     pub fn fill(&self, lasts: Duration, ended: impl Fn() -> bool) -> Result<(), LabError> {
         let path = self.mount.join(FILLER);
