@@ -120,9 +120,9 @@ async fn from_store(
             };
         }
     };
-    let keep = exchange.keeps();
-    transport.send(exchange.stored_head(&no_body, headers, &exchange.about(keep, source.age))).await?;
-    Ok(Done { outcome: source.outcome, keep })
+    let about = exchange.about(source.age);
+    transport.send(exchange.stored_head(&no_body, headers, &about)).await?;
+    Ok(exchange.done(source.outcome, &about))
 }
 
 /// Which task it is, and whether all of it was here: by our names, and those that Dragonfly's clients know.
@@ -235,8 +235,7 @@ impl<'a> Body<'a> {
     }
 
     async fn send_reply(&mut self, transport: &mut Transport, plan: Plan) -> Result<Done, ExchangeError> {
-        let keep = self.exchange.keeps();
-        let (stored, about) = (&self.source.headers, self.exchange.about(keep, self.source.age));
+        let (stored, about) = (&self.source.headers, self.exchange.about(self.source.age));
         let total = self.len;
         let one = match plan {
             Plan::Parts(ranges) => {
@@ -246,7 +245,7 @@ impl<'a> Body<'a> {
                 transport.send(self.exchange.stored_head(&selection, stored, &about)).await?;
                 self.first_byte();
                 self.send_parts(transport, &parts).await?;
-                return Ok(Done { outcome: self.source.outcome, keep });
+                return Ok(self.exchange.done(self.source.outcome, &about));
             }
             Plan::Part(range) => (self.part(&range), range),
             _ => (Selection::Whole { len: total }, 0..total),
@@ -254,7 +253,7 @@ impl<'a> Body<'a> {
         transport.send(self.exchange.stored_head(&one.0, stored, &about)).await?;
         self.first_byte();
         self.send(transport, one.1).await?;
-        Ok(Done { outcome: self.source.outcome, keep })
+        Ok(self.exchange.done(self.source.outcome, &about))
     }
 
     fn first_byte(&mut self) {

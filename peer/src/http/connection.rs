@@ -1,6 +1,7 @@
 //! One client's connection: request after request, each read, routed, and answered from the store or the origin.
 
 use std::{
+    cell::Cell,
     rc::Rc,
     time::{Instant, SystemTime},
 };
@@ -10,13 +11,13 @@ use url::Url;
 
 use super::{
     forward,
-    head::{self, Framing, HeadError, HeadLimits, Parsed, RequestHead, Version},
+    head::{self, HeadError, HeadLimits, Parsed, RequestHead, Version},
     mirror::{
         self,
         rewrite::{Base, is_directions},
     },
     response::{self, About, Party, Selection},
-    route::{self, Arrival, ORIGIN_PREFIX, Route},
+    route::{self, Arrival, Misrouted, ORIGIN_PREFIX, Route},
     rules::{Front, Treatment},
     transport::{Transport, TransportError},
     tunnel, users,
@@ -103,12 +104,24 @@ pub async fn serve(
     distrust
 }
 
-/// How an exchange ended well.
+/// How an exchange ended well. Only [`Exchange::done`] makes one, so that no reply keeps a connection on which a request body
+/// is still to come: the body would be read as the next request.
 pub struct Done {
     /// For the metrics.
-    pub outcome: Outcome,
+    outcome: Outcome,
     /// Whether another request may follow on the connection.
-    pub keep: bool,
+    keep: bool,
+}
+
+/// Whether bytes of a request's body may still follow on its connection.
+#[derive(Clone)]
+pub struct PendingBody(Rc<Cell<bool>>);
+
+impl PendingBody {
+    /// The whole body has been read.
+    pub fn consumed(&self) {
+        self.0.set(false);
+    }
 }
 
 /// Why a reply could not be finished: the connection is of no further use.
@@ -140,6 +153,7 @@ pub struct Exchange {
     /// Further fields of a reply from the store.
     pub extra: Vec<(String, Vec<u8>)>,
     wishes: Wishes,
+    body: PendingBody,
     /// Where the client's URLs begin, if this node takes the Hub's place.
     base: Option<Base>,
 }
@@ -165,7 +179,8 @@ impl Exchange {
         };
         let wishes = Wishes::default();
         let (started, span) = (Instant::now(), RequestSpan::default());
-        Self { shard, head, way, started, span, extra: Vec::new(), wishes, base: None }
+        let body = PendingBody(Rc::new(Cell::new(head.has_body())));
+        Self { shard, head, way, started, span, extra: Vec::new(), wishes, body, base: None }
     }
 
     /// Begins its span, as far as it is traced. What comes through a tunnel are requests of their own.
@@ -193,8 +208,14 @@ impl Exchange {
             let sentence = "this proxy serves those whom proxy.users names".to_owned();
             return Err(Refusal { status: 407, sentence, fields: &[("proxy-authenticate", users::CHALLENGE)] });
         }
+        let origin = &self.shard.node.origin;
+        if origin.is_led_back(self.head.get_all("via")) {
+            let error = Misrouted::Loop;
+            return Err(Refusal::new(error.status(), &error));
+        }
         self.wishes = Wishes::of(&self.head).map_err(|error| Refusal::new(400, &error))?;
-        let route = route::route(&self.head, arrival, &self.wishes, self.front());
+        let is_own = |host: &str, port| origin.own().covers_host(host.trim_matches(['[', ']']), port);
+        let route = route::route(&self.head, arrival, &self.wishes, self.front(), &is_own);
         let route = route.map_err(|error| Refusal::new(error.status(), &error))?;
         let mirrored = |path: &str| path.starts_with(ORIGIN_PREFIX);
         match &route {
@@ -219,7 +240,7 @@ impl Exchange {
 
     async fn run(self, transport: &mut Transport, treatment: Treatment) -> Result<Done, ExchangeError> {
         let request = self.request(treatment.url.clone());
-        let plain_get = self.head.method == "GET" && self.head.framing() == Framing::None;
+        let plain_get = self.head.method == "GET" && !self.head.has_body();
         // A range in a request for a xet reconstruction means something else.
         if !plain_get || is_directions(&request.url) || self.head.upgrade().is_some() {
             return forward::forward(self, transport, request).await;
@@ -297,7 +318,7 @@ impl Exchange {
         self.error(transport, status, Party::Client, &sentence, fields).await
     }
 
-    /// Answers with an error of our own. The connection is kept if the request had no body that is still to come.
+    /// Answers with an error of our own.
     pub async fn refuse(
         &self,
         transport: &mut Transport,
@@ -316,14 +337,13 @@ impl Exchange {
         sentence: &str,
         fields: &[(&str, &str)],
     ) -> Result<Done, ExchangeError> {
-        // Behind a CONNECT comes what is meant for its tunnel.
-        let keep = self.keeps() && self.head.framing() == Framing::None && self.head.method != "CONNECT";
+        let about = self.about(0);
         let head_only = self.head.method == "HEAD";
         self.span.status(status);
-        let answer = response::error_reply(status, party, sentence, fields, head_only, &self.about(keep, 0));
+        let answer = response::error_reply(status, party, sentence, fields, head_only, &about);
         transport.send(answer).await?;
         let outcome = if status < 500 { Outcome::Refused } else { Outcome::Error };
-        Ok(Done { outcome, keep })
+        Ok(self.done(outcome, &about))
     }
 
     /// So many bytes of a body went to the client.
@@ -332,14 +352,26 @@ impl Exchange {
         self.span.note(|span| span.add(0, bytes));
     }
 
-    /// Whether both sides would keep the connection.
-    pub fn keeps(&self) -> bool {
-        self.head.keep_alive() && !self.shard.node.is_draining()
+    /// The request body that is still on the connection, for the one who reads it.
+    pub fn body(&self) -> PendingBody {
+        self.body.clone()
     }
 
-    /// The circumstances of this reply; `age` in seconds.
-    pub fn about(&self, keep_alive: bool, age: u64) -> About {
-        About { now: unix_now(), age, version: self.head.version, keep_alive }
+    /// Whether another request may follow on the connection: both sides want one, and what comes next is a request, not the
+    /// rest of this one's body or what a CONNECT has for its tunnel.
+    fn keeps(&self) -> bool {
+        let next_is_request = !self.body.0.get() && self.head.method != "CONNECT";
+        next_is_request && self.head.keep_alive() && !self.shard.node.is_draining()
+    }
+
+    /// The circumstances of a reply whose head is sent now; `age` in seconds.
+    pub fn about(&self, age: u64) -> About {
+        About { now: unix_now(), age, version: self.head.version, keep_alive: self.keeps() }
+    }
+
+    /// The end of a reply whose head said `about`.
+    pub fn done(&self, outcome: Outcome, about: &About) -> Done {
+        Done { outcome, keep: about.keep_alive && self.keeps() }
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{
     chunked::{Chunked, ChunkedError},
-    connection::{Done, Exchange, ExchangeError},
+    connection::{Done, Exchange, ExchangeError, PendingBody},
     head::{Framing, Version},
     overheard::Overheard,
     response::{self, Party, RelayedBody},
@@ -33,7 +33,7 @@ pub async fn forward(
     if exchange.head.expect_continue() {
         transport.send(response::CONTINUE.to_vec()).await?;
     }
-    let (mut upload, body) = Upload::new(exchange.head.framing());
+    let (mut upload, body) = Upload::new(exchange.head.framing(), exchange.body());
     let origin = &exchange.shard.node.origin;
     let mut request = request;
     let hears = Overheard::concerns(&exchange.shard.node, &exchange.head.method, &request);
@@ -65,9 +65,8 @@ pub async fn forward(
         Err(error) => {
             span.fail(|| error.to_string());
             tracing::warn!(%error, "passing a request through failed");
-            let party = if error.status().is_client_error() { Party::Client } else { Party::Origin };
-            let done = exchange.refuse(transport, error.status().as_u16(), party, &error.to_string()).await?;
-            Ok(Done { keep: done.keep && upload.whole, ..done })
+            let party = party_of(&error);
+            exchange.refuse(transport, error.status().as_u16(), party, &error.to_string()).await
         }
     }
 }
@@ -78,7 +77,7 @@ pub async fn relay_answer(
     transport: &mut Transport,
     answer: hyper::Response<OriginBody>,
 ) -> Result<Done, ExchangeError> {
-    let (upload, _) = Upload::new(Framing::None);
+    let (upload, _) = Upload::new(Framing::None, exchange.body());
     relay(&exchange, transport, answer, upload, Reading { hears: false, turns: false }).await
 }
 
@@ -90,17 +89,29 @@ pub async fn hand_on(
 ) -> Result<Done, ExchangeError> {
     let Some(answer) = error.answer() else {
         tracing::warn!(%error, "the origin could not be asked");
-        return exchange.refuse(transport, error.status().as_u16(), Party::Origin, &error.to_string()).await;
+        return exchange.refuse(transport, error.status().as_u16(), party_of(error), &error.to_string()).await;
     };
-    let keep = exchange.keeps();
+    let about = exchange.about(0);
     let mut headers = pairs(&answer.headers);
     exchange.turn(&mut headers);
     exchange.span.status(answer.status.as_u16());
     let length = RelayedBody::Length(answer.body.len() as u64);
-    let mut reply = response::relayed_reply(answer.status.as_u16(), &headers, length, &exchange.about(keep, 0));
-    reply.extend_from_slice(&answer.body);
+    let mut reply = response::relayed_reply(answer.status.as_u16(), &headers, length, &about);
+    // A head alone answers a HEAD; a body would be read as the next answer.
+    if exchange.head.method != "HEAD" {
+        reply.extend_from_slice(&answer.body);
+    }
     transport.send(reply).await?;
-    Ok(Done { outcome: outcome_of(answer.status.as_u16()), keep })
+    Ok(exchange.done(outcome_of(answer.status.as_u16()), &about))
+}
+
+/// Who is at fault for a request that was not answered.
+pub fn party_of(error: &OriginError) -> Party {
+    match error {
+        OriginError::Loop { .. } => Party::Node,
+        _ if error.status().is_client_error() => Party::Client,
+        _ => Party::Origin,
+    }
 }
 
 /// What the node itself reads in an answer that it passes on.
@@ -136,10 +147,10 @@ async fn relay(
         return turned(exchange, transport, parts.status.as_u16(), &headers, body, upload, overheard).await;
     }
     let framing = relayed_framing(exchange, parts.status.as_u16(), &parts.headers, &body);
-    // The head promises to keep the connection before it is known whether all of the request was read.
-    let keep = exchange.keeps() && upload.whole && framing != RelayedBody::UntilClose;
+    let mut about = exchange.about(0);
+    about.keep_alive &= framing != RelayedBody::UntilClose;
     exchange.span.status(parts.status.as_u16());
-    let head = response::relayed_reply(parts.status.as_u16(), &headers, framing, &exchange.about(keep, 0));
+    let head = response::relayed_reply(parts.status.as_u16(), &headers, framing, &about);
     transport.send(head).await?;
     exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
     if exchange.head.method != "HEAD" && framing != RelayedBody::None {
@@ -155,7 +166,7 @@ async fn relay(
             transport.send(b"0\r\n\r\n".to_vec()).await?;
         }
     }
-    Ok(Done { outcome: outcome_of(parts.status.as_u16()), keep })
+    Ok(exchange.done(outcome_of(parts.status.as_u16()), &about))
 }
 
 /// A JSON body whose URLs lead to the mirror. The whole of it is needed; what is longer than
@@ -180,15 +191,15 @@ async fn turned(
     }
     overheard.into_iter().for_each(Overheard::end);
     let whole = exchange.turned_json(&whole).unwrap_or(whole);
-    let keep = exchange.keeps() && upload.whole;
+    let about = exchange.about(0);
     let length = RelayedBody::Length(whole.len() as u64);
     exchange.span.status(status);
-    let mut reply = response::relayed_reply(status, headers, length, &exchange.about(keep, 0));
+    let mut reply = response::relayed_reply(status, headers, length, &about);
     exchange.shard.node.metrics.first_byte(exchange.started.elapsed());
     exchange.sent(whole.len() as u64);
     reply.extend_from_slice(&whole);
     transport.send(reply).await?;
-    Ok(Done { outcome: outcome_of(status), keep })
+    Ok(exchange.done(outcome_of(status), &about))
 }
 
 fn outcome_of(status: u16) -> Outcome {
@@ -263,8 +274,7 @@ impl hyper::body::Body for RequestBody {
 struct Upload {
     frames: Option<mpsc::Sender<Result<Bytes, Broken>>>,
     reader: BodyReader,
-    /// All of it was read: the connection can carry another request.
-    whole: bool,
+    body: PendingBody,
 }
 
 /// What [`Upload::ready`] waited for.
@@ -278,17 +288,17 @@ enum Ready {
 }
 
 impl Upload {
-    fn new(framing: Framing) -> (Self, RequestBody) {
+    fn new(framing: Framing, body: PendingBody) -> (Self, RequestBody) {
         let length = match framing {
             Framing::None | Framing::Length(0) => {
-                let upload = Self { frames: None, reader: BodyReader::Over, whole: true };
+                let upload = Self { frames: None, reader: BodyReader::Over, body };
                 return (upload, RequestBody { frames: None, length: Some(0) });
             }
             Framing::Length(length) => Some(length),
             Framing::Chunked => None,
         };
         let (sender, frames) = mpsc::channel(limits::BODY_FRAMES);
-        let upload = Self { frames: Some(sender), reader: BodyReader::new(framing), whole: false };
+        let upload = Self { frames: Some(sender), reader: BodyReader::new(framing), body };
         (upload, RequestBody { frames: Some(frames), length })
     }
 
@@ -347,7 +357,8 @@ impl Upload {
             }
         }
         if self.reader.is_over() {
-            (self.whole, self.frames) = (true, None);
+            self.body.consumed();
+            self.frames = None;
         }
     }
 

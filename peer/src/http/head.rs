@@ -192,6 +192,11 @@ impl RequestHead {
         self.framing
     }
 
+    /// Whether bytes of a body follow the head.
+    pub fn has_body(&self) -> bool {
+        !matches!(self.framing, Framing::None | Framing::Length(0))
+    }
+
     /// Whether the client takes another reply on this connection (RFC 9112 §9.3).
     pub fn keep_alive(&self) -> bool {
         match self.version {

@@ -103,7 +103,7 @@ struct Asked {
 /// Answers a request for the Hub at `url`.
 pub async fn serve(exchange: Exchange, transport: &mut Transport, url: Url) -> Result<Done, ExchangeError> {
     let request = exchange.request(url);
-    let looks = matches!(exchange.head.method.as_str(), "GET" | "HEAD");
+    let looks = matches!(exchange.head.method.as_str(), "GET" | "HEAD") && !exchange.head.has_body();
     // A client that insists on a type may be given something else than the file: that is between it and the Hub.
     let Some(file) = HubFile::of(&request.url).filter(|_| looks && accepts_anything(&request.headers)) else {
         return forward::forward(exchange, transport, request).await;
@@ -139,10 +139,6 @@ pub async fn serve(exchange: Exchange, transport: &mut Transport, url: Url) -> R
 fn is_conditional(exchange: &Exchange) -> bool {
     let conditions = ["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"];
     conditions.iter().any(|name| exchange.head.get(name).is_some())
-}
-
-fn host(url: &Url) -> &str {
-    url.host_str().unwrap_or_default()
 }
 
 /// One question for all who ask the same at the same time, so also for a file's many ranges.
@@ -220,7 +216,7 @@ fn url_key(url: &Url) -> [u8; 32] {
 /// The answer to a HEAD.
 async fn head(exchange: &Exchange, transport: &mut Transport, answer: &Answer) -> Result<Done, ExchangeError> {
     let (status, mut headers, len) = match &answer.resolved {
-        Resolved::Elsewhere(url) if exchange.front().serves(host(url)) => {
+        Resolved::Elsewhere(url) if exchange.front().serves_url(url) => {
             let (headers, len) = rewrite::as_if_here(&answer.headers);
             (200, headers, len)
         }
@@ -229,12 +225,12 @@ async fn head(exchange: &Exchange, transport: &mut Transport, answer: &Answer) -
             (answer.status, answer.headers.clone(), len)
         }
     };
-    let keep = exchange.keeps();
+    let about = exchange.about(0);
     exchange.turn(&mut headers);
     let body = len.map_or(RelayedBody::None, RelayedBody::Length);
     exchange.span.status(status);
-    transport.send(response::relayed_reply(status, &headers, body, &exchange.about(keep, 0))).await?;
-    Ok(Done { outcome: if status < 400 { Outcome::Passed } else { Outcome::Refused }, keep })
+    transport.send(response::relayed_reply(status, &headers, body, &about)).await?;
+    Ok(exchange.done(if status < 400 { Outcome::Passed } else { Outcome::Refused }, &about))
 }
 
 /// The answer to a GET.
@@ -247,7 +243,7 @@ async fn get(
     asked: Asked,
 ) -> Result<Done, ExchangeError> {
     match &answer.resolved {
-        Resolved::Elsewhere(url) if exchange.front().serves(host(url)) => {
+        Resolved::Elsewhere(url) if exchange.front().serves_url(url) => {
             if let Some(response) = asked.response {
                 response.into_body().discard().await;
             }
@@ -270,6 +266,8 @@ async fn get(
                 (_, Some(response)) if exchange.head.get("range").is_none() => {
                     forward::relay_answer(exchange, transport, response).await
                 }
+                // The Hub has the file by the client's own name: a refusal of the name by commit is about our reading of it.
+                (Some((_, Found::Answer(_))), _) => forward::forward(exchange, transport, request).await,
                 (Some((by_commit, found)), _) => reply::found(exchange, transport, by_commit, found).await,
                 (None, _) => forward::forward(exchange, transport, request).await,
             }

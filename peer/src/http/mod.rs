@@ -5,6 +5,7 @@ pub mod chunked;
 pub mod condition;
 pub mod connection;
 pub mod date;
+pub mod destination;
 pub mod etag;
 pub mod forward;
 pub mod head;

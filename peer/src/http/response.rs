@@ -234,6 +234,17 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
+/// Whether a lower-case name of a request's header is about its body, which a question of the node's own does not have.
+pub fn is_about_request_body(name: &str) -> bool {
+    is_framing(name) || matches!(name, "content-encoding" | "content-language" | "content-location" | "content-type")
+}
+
+/// Whether a lower-case name of a request's header says how its body is framed or awaited. Each hop says that itself: a
+/// length without its bytes makes the next request of the connection a body.
+pub fn is_framing(name: &str) -> bool {
+    matches!(name, "content-length" | "expect" | "te" | "trailer" | "transfer-encoding")
+}
+
 /// Whether a stored reply computes the field anew; such fields are not worth storing. (Date is stored: If-Range needs
 /// it.)
 pub fn is_recomputed(name: &str) -> bool {
@@ -332,6 +343,7 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
         _ => "",
     }
 }

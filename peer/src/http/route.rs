@@ -3,8 +3,9 @@
 use url::Url;
 
 use super::{
+    destination::{self, Destination, DestinationError},
     head::RequestHead,
-    rules::{Front, Treatment},
+    rules::{Front, Purpose, Treatment},
     target::{Authority, Target},
     wishes::Wishes,
 };
@@ -66,16 +67,29 @@ pub enum Misrouted {
     /// Host and path do not make a URL.
     #[error("host and path do not make a URL")]
     Url,
+    /// They make one that must not be asked for.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// The node's own entry is in Via.
+    #[error(
+        "this request comes from this node and has been led back to it: an origin, a rule, origin.proxy or the proxy that it \
+         names leads here"
+    )]
+    Loop,
+    /// What follows [`ORIGIN_PREFIX`] is no bare host name.
+    #[error("{ORIGIN_PREFIX} must be followed by a host name without a port, and by a path")]
+    OriginHost,
 }
 
 impl Misrouted {
     /// The status to answer with.
     pub fn status(&self) -> u16 {
         match self {
-            Self::NoHost | Self::Url => 400,
+            Self::NoHost | Self::Url | Self::Destination(_) | Self::OriginHost => 400,
             Self::NotAllowed(_) | Self::NotServed(_) => 403,
             Self::OtherHost { .. } => 421,
             Self::NoUrl(_) => 501,
+            Self::Loop => 508,
         }
     }
 }
@@ -87,17 +101,21 @@ pub const ORIGIN_PREFIX: &str = "/_origin/";
 /// Where the paths of LFS objects begin at a CDN, and none at the Hub.
 const CDN_PREFIX: &str = "/repos/";
 
-/// What the request is for.
+/// What the request is for. `is_own` says of a host and port whether they are this node: under its own address it is the Hub's
+/// mirror, whatever the form of the request, and no rule applies to that address.
 ///
 /// # Errors
-/// [`Misrouted`], to be told to the client.
-pub fn route(head: &RequestHead, arrival: &Arrival, wishes: &Wishes, front: &Front) -> Result<Route, Misrouted> {
+/// [`Misrouted`], whose text is for the client.
+pub fn route(
+    head: &RequestHead,
+    arrival: &Arrival,
+    wishes: &Wishes,
+    front: &Front,
+    is_own: &dyn Fn(&str, u16) -> bool,
+) -> Result<Route, Misrouted> {
+    let names_node = |host: &Authority| is_own(&host.host, host.port.unwrap_or(80));
     match (&head.target, arrival) {
-        (Target::Authority { host, port }, Arrival::Proxy) => {
-            let allowed = (front.serves(host) && *port == 443) || front.allows(host, *port);
-            let place = || Misrouted::NotAllowed(format!("{host}:{port}"));
-            allowed.then(|| Route::Tunnel { host: host.clone(), port: *port }).ok_or_else(place)
-        }
+        (Target::Authority { host, port }, Arrival::Proxy) => tunnel(front, host, *port),
         (Target::Authority { .. } | Target::Asterisk, _) => Err(Misrouted::NoUrl(head.method.clone())),
         (
             Target::Origin { path_and_query } | Target::Absolute { path_and_query, .. },
@@ -107,45 +125,72 @@ pub fn route(head: &RequestHead, arrival: &Arrival, wishes: &Wishes, front: &Fro
             if !name.trim_end_matches('.').eq_ignore_ascii_case(host) {
                 return Err(Misrouted::OtherHost { name: name.clone(), host: host.clone() });
             }
-            Ok(Route::Url(front.treat(parsed(&format!("https://{host}{path_and_query}"))?)))
+            let url = parsed(&format!("https://{host}{path_and_query}"))?;
+            front
+                .serves_origin(&url)
+                .then(|| Route::Url(front.treat(url)))
+                .ok_or_else(|| Misrouted::NotServed(host.clone()))
+        }
+        (Target::Absolute { scheme: "http", authority, path_and_query }, Arrival::Proxy) if names_node(authority) => {
+            here(head, path_and_query, wishes, front, true)
         }
         (Target::Absolute { scheme, authority, path_and_query }, Arrival::Proxy) => {
             permitted(front, parsed(&format!("{scheme}://{authority}{path_and_query}"))?)
         }
-        (Target::Origin { path_and_query }, Arrival::Proxy) => here(head, path_and_query, wishes, front),
+        (Target::Origin { path_and_query }, Arrival::Proxy) => {
+            here(head, path_and_query, wishes, front, head.host().is_some_and(names_node))
+        }
     }
 }
 
 /// A request in the form that servers get, to the proxy port: for the origin that a header or Host names, else for the Hub.
-fn here(head: &RequestHead, path: &str, wishes: &Wishes, front: &Front) -> Result<Route, Misrouted> {
+fn here(head: &RequestHead, path: &str, wishes: &Wishes, front: &Front, own: bool) -> Result<Route, Misrouted> {
     if let Some(registry) = &wishes.registry {
-        return permitted(front, registry.join(path).map_err(|_| Misrouted::Url)?);
+        return permitted(front, destination::at(registry, path).ok_or(Misrouted::Url)?);
     }
-    if let Some((host, rest)) = path.strip_prefix(ORIGIN_PREFIX).and_then(|rest| rest.split_once('/'))
-        && front.serves(host)
+    if let Some(rest) = path.strip_prefix(ORIGIN_PREFIX)
+        && let Some(url) = at_origin(rest, front)?
     {
-        return Ok(Route::Url(front.treat(parsed(&format!("https://{host}/{rest}"))?)));
+        return Ok(Route::Url(front.treat(url)));
     }
     let authority = head.host().ok_or(Misrouted::NoHost)?;
-    if front.serves(&authority.host) {
-        return Ok(Route::Url(front.treat(parsed(&format!("http://{authority}{path}"))?)));
-    }
     let named = parsed(&format!("http://{authority}{path}"))?;
-    if front.has_rule(&named) {
+    if front.serves_url(&named) {
+        return Ok(Route::Url(front.treat(named)));
+    }
+    if !own && front.has_rule_for_host(&named) {
         return permitted(front, named);
     }
+    let beneath = |base: &Url| destination::at(base, path).ok_or(Misrouted::Url);
     if let Some(cdn) = front.cdn().filter(|_| path.starts_with(CDN_PREFIX)) {
-        return Ok(Route::Url(front.treat(parsed(&format!("{}{path}", cdn.as_str().trim_end_matches('/')))?)));
+        return Ok(Route::Url(front.treat(beneath(cdn)?)));
     }
     let hub = front.hub().ok_or_else(|| Misrouted::NotServed(authority.host.clone()))?;
-    Ok(Route::Mirror(parsed(&format!("{}{path}", hub.as_str().trim_end_matches('/')))?))
+    Ok(Route::Mirror(beneath(hub)?))
+}
+
+/// The URL at a served host that follows [`ORIGIN_PREFIX`]. `None`: the host is not served, so this is a path of the Hub.
+fn at_origin(rest: &str, front: &Front) -> Result<Option<Url>, Misrouted> {
+    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let named = Authority::parse(host.as_bytes()).filter(|named| named.port.is_none() && !host.ends_with(':'));
+    let host = named.ok_or(Misrouted::OriginHost)?.host;
+    let url = parsed(&format!("https://{host}{path}"))?;
+    Ok(front.serves_origin(&url).then_some(url))
+}
+
+/// A CONNECT: the destination is read from a URL, as for any other request.
+fn tunnel(front: &Front, host: &str, port: u16) -> Result<Route, Misrouted> {
+    let url = parsed(&format!("https://{host}:{port}/"))?;
+    let Destination { host, port, .. } = Destination::of(&url)?;
+    let place = || Misrouted::NotAllowed(format!("{host}:{port}"));
+    let route = || Route::Tunnel { host: host.to_owned(), port };
+    front.admits(&url, Purpose::Tunnel).then(route).ok_or_else(place)
 }
 
 /// What the client names itself must be allowed, also where a rule leads elsewhere.
 fn permitted(front: &Front, url: Url) -> Result<Route, Misrouted> {
-    let host = url.host_str().unwrap_or_default();
-    let port = url.port_or_known_default().unwrap_or(0);
-    if !front.serves(host) && !front.allows(host, port) && !front.has_rule(&url) {
+    let Destination { host, port, .. } = Destination::of(&url)?;
+    if !front.admits(&url, Purpose::Request) {
         return Err(Misrouted::NotAllowed(format!("{host}:{port}")));
     }
     Ok(Route::Url(front.treat(url)))
@@ -170,7 +215,23 @@ mod tests {
         let yaml = "intercept: {hosts: [cdn.hf.co]}\nmirror: {cdn: 'https://cdn.hf.co'}\nproxy: {allow: [hf.co, git.example]}\n\
                     rules: [{match: '^https?://registry.example/', redirect: real.example}]";
         let config = Config::parse(yaml, std::path::Path::new("test")).unwrap();
-        route(&head, arrival, &Wishes::of(&head).unwrap(), &Front::new(&config).unwrap())
+        route(&head, arrival, &Wishes::of(&head).unwrap(), &Front::new(&config).unwrap(), &is_own)
+    }
+
+    fn is_own(host: &str, port: u16) -> bool {
+        (host, port) == ("own.example", 65001)
+    }
+
+    /// With HF_ENDPOINT and HTTP_PROXY both naming the node, clients send absolute targets with its own address.
+    #[test]
+    fn the_nodes_own_address_is_the_mirror_in_every_form() {
+        for target in ["/o/m/resolve/main/f", "http://own.example:65001/o/m/resolve/main/f"] {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: own.example:65001\r\n\r\n");
+            let Ok(Route::Mirror(url)) = routed(&request, &Arrival::Proxy) else { panic!("{target}") };
+            assert_eq!(url.as_str(), "https://huggingface.co/o/m/resolve/main/f");
+        }
+        let cas = "GET http://own.example:65001/_origin/cdn.hf.co/x HTTP/1.1\r\nHost: own.example:65001\r\n\r\n";
+        assert_eq!(url(cas, &Arrival::Proxy), "store https://cdn.hf.co/x");
     }
 
     fn url(request: &str, arrival: &Arrival) -> String {
@@ -215,6 +276,53 @@ mod tests {
         // Not a served host, so a path of the Hub like any other.
         let other = routed("GET /_origin/evil.example/f HTTP/1.1\r\nHost: node:65001\r\n\r\n", &Arrival::Proxy);
         assert!(matches!(other, Ok(Route::Mirror(_))));
+    }
+
+    /// The check of the text once saw `evil.example:8443?.cdn.hf.co` end in `.cdn.hf.co`, and the parser then saw another host.
+    #[test]
+    fn an_origin_path_names_a_bare_served_host_or_is_refused() {
+        let get = |path: &str| routed(&format!("GET {path} HTTP/1.1\r\nHost: node:65001\r\n\r\n"), &Arrival::Proxy);
+        for path in [
+            "evil.example:8443?.cdn.hf.co/x",
+            "evil.example:8443\\.cdn.hf.co/x",
+            "evil.example\\.cdn.hf.co/x",
+            "user@cdn.hf.co/x",
+            "evil.example@cdn.hf.co/x",
+            "cdn.hf.co:8443/x",
+            "cdn.hf.co:443/x",
+            "cdn.hf.co:/x",
+            "cdn%2ehf.co/x",
+            "evil.example%2f.cdn.hf.co/x",
+            "/cdn.hf.co/x",
+            "",
+        ] {
+            assert_eq!(get(&format!("/_origin/{path}")).map_err(|error| error.status()), Err(400), "{path}");
+        }
+        let whole = |path| url(&format!("GET {path} HTTP/1.1\r\nHost: node:65001\r\n\r\n"), &Arrival::Proxy);
+        assert_eq!(whole("/_origin/CDN.hf.co./a/../b?c"), "store https://cdn.hf.co/b?c");
+        assert_eq!(whole("/_origin/cdn.hf.co?c=/@evil.example"), "store https://cdn.hf.co/?c=/@evil.example");
+    }
+
+    #[test]
+    fn a_registry_or_the_hub_stays_itself_whatever_the_path() {
+        let registry = "GET //evil.example/a HTTP/1.1\r\nHost: n\r\nX-Dragonfly-Registry: https://git.example\r\n\r\n";
+        assert_eq!(url(registry, &Arrival::Proxy), "https://git.example//evil.example/a");
+        let hub = routed("GET //evil.example/a HTTP/1.1\r\nHost: node:65001\r\n\r\n", &Arrival::Proxy);
+        let Ok(Route::Mirror(url)) = hub else { panic!("{hub:?}") };
+        assert_eq!(url.as_str(), "https://huggingface.co//evil.example/a");
+    }
+
+    /// `rules: [{match: '\.json$'}]` once matched `http://node:65001/o/m/resolve/main/x.json`, and the node asked itself.
+    #[test]
+    fn a_rule_about_paths_leaves_the_mirror_to_the_hub() {
+        let config =
+            Config::parse("rules: [{match: '\\.json$', store: false}, {match: '.*'}]", std::path::Path::new("t"));
+        let front = Front::new(&config.unwrap()).unwrap();
+        let request = "GET /o/m/resolve/main/x.json HTTP/1.1\r\nHost: node:65001\r\n\r\n";
+        let Ok(Parsed::Complete { head, .. }) = parse(request.as_bytes(), &HeadLimits::default()) else { panic!() };
+        let routed = route(&head, &Arrival::Proxy, &Wishes::default(), &front, &is_own);
+        let Ok(Route::Mirror(url)) = routed else { panic!("{routed:?}") };
+        assert_eq!(url.as_str(), "https://huggingface.co/o/m/resolve/main/x.json");
     }
 
     #[test]

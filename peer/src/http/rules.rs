@@ -5,7 +5,10 @@ use std::time::Duration;
 use regex::Regex;
 use url::Url;
 
-use super::target::Authority;
+use super::{
+    destination::{Destination, plain_path},
+    target::Authority,
+};
 use crate::{
     config::{self, Config},
     store::Priority,
@@ -17,6 +20,8 @@ use crate::{
 const PATTERN_SIZE: usize = 1 << 20;
 /// Rules, as each costs a search in every URL.
 const MAX_RULES: usize = 256;
+/// Stands for any host (RFC 2606 section 2): a rule that matches a URL there as well is not about the URL's own host.
+const ANY_HOST: &str = "any.invalid";
 
 /// The configuration cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +84,15 @@ pub struct Front {
     cdn: Option<Url>,
     /// What clients of the mirror call it by, where that is not the name that they ask for; no slash at the end.
     url: Option<String>,
+}
+
+/// What a client does with a destination that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A request for a URL.
+    Request,
+    /// A tunnel, of which the node sees no requests.
+    Tunnel,
 }
 
 #[derive(Debug)]
@@ -186,7 +200,9 @@ impl Front {
         };
         let mut https = served;
         if let Some(rule) = found.map(|index| &self.rules[index]) {
-            (treatment.store, treatment.public) = (rule.store, rule.public);
+            treatment.store = rule.store;
+            // A path that servers read differently may be another one than the rule's author meant.
+            treatment.public = rule.public && plain_path(treatment.url.path()).is_some();
             treatment.filter.clone_from(&rule.filter);
             (treatment.keep, treatment.priority) = (rule.keep, rule.priority);
             https |= rule.https;
@@ -200,9 +216,35 @@ impl Front {
         treatment
     }
 
-    /// Whether a rule is about this URL.
-    pub fn has_rule(&self, url: &Url) -> bool {
-        self.rules.iter().any(|rule| rule.pattern.is_match(url.as_str()))
+    /// Whether the URL leads to one of intercept.hosts, at whatever port.
+    pub fn serves_url(&self, url: &Url) -> bool {
+        Destination::of(url).is_ok_and(|it| self.serves(it.host))
+    }
+
+    /// Whether the URL leads to one of intercept.hosts at the default port of its scheme.
+    pub fn serves_origin(&self, url: &Url) -> bool {
+        Destination::of(url).is_ok_and(|it| it.default_port && self.serves(it.host))
+    }
+
+    /// Whether a client may choose this destination. It is read from the URL that will be asked for.
+    pub fn admits(&self, url: &Url, purpose: Purpose) -> bool {
+        let Ok(Destination { host, port, .. }) = Destination::of(url) else { return false };
+        let by_host = match purpose {
+            Purpose::Request => self.serves(host) || self.has_rule_for_host(url),
+            Purpose::Tunnel => self.serves(host) && port == 443,
+        };
+        by_host || self.allows(host, port)
+    }
+
+    /// Whether a rule is about the host of this URL: it matches here, and would not match the same path elsewhere. A rule
+    /// about paths alone (`\.json$`, `.*`) says what is done with a file and opens no host to clients.
+    pub fn has_rule_for_host(&self, url: &Url) -> bool {
+        let mut elsewhere = url.clone();
+        elsewhere.set_host(Some(ANY_HOST)).is_ok()
+            && self
+                .rules
+                .iter()
+                .any(|rule| rule.pattern.is_match(url.as_str()) && !rule.pattern.is_match(elsewhere.as_str()))
     }
 }
 
@@ -289,6 +331,28 @@ mod tests {
             ("proxy: {allow: ['http://x']}", "proxy.allow"),
         ] {
             assert_eq!(front(yaml).unwrap_err().key(), key, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_rule_about_paths_opens_no_host_and_one_about_a_host_opens_that_host() {
+        let reached =
+            "listen: {proxy: '0.0.0.0:65001'}\nrules: [{match: '\\.json$'}, {match: '.*'}, {match: 'git.example/'}]";
+        let front = front(reached).unwrap();
+        let admits = |url| front.admits(&Url::parse(url).unwrap(), Purpose::Request);
+        assert!(admits("http://git.example/x") && admits("https://cdn-lfs.hf.co/x"));
+        for refused in ["http://10.0.0.1/x.json", "http://evil.example:8443/?git.example/", "http://u@git.example/x"] {
+            assert!(!admits(refused), "{refused}");
+        }
+        assert!(!front.admits(&Url::parse("https://git.example/").unwrap(), Purpose::Tunnel));
+    }
+
+    #[test]
+    fn a_public_rule_never_covers_a_path_that_servers_read_differently() {
+        let front = front("rules: [{match: 'example.org/public/', public: true}]").unwrap();
+        assert!(treated(&front, "https://example.org/public/a%20b").public);
+        for doubtful in ["..%2fprivate", "%252e%252e/private", "/private", "..%5cprivate"] {
+            assert!(!treated(&front, &format!("https://example.org/public/{doubtful}")).public, "{doubtful}");
         }
     }
 

@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::{
     connection::{self, Exchange},
-    response::{self, Party},
+    forward::party_of,
+    response,
     route::Arrival,
     transport::Transport,
 };
@@ -51,13 +52,14 @@ pub async fn serve(exchange: Exchange, mut transport: Transport, host: String, p
         return;
     }
     node.metrics.request(exchange.way, Outcome::Passed);
+    let via: Vec<Vec<u8>> = exchange.head.get_all("via").map(<[u8]>::to_vec).collect();
     let (socket, pending) = transport.into_socket();
     let (first, what) = look(&socket, pending, node.tls.suffixes()).await;
     match what {
-        Look::Ours(name) => terminated(Rc::clone(&exchange.shard), socket, first, name, client).await,
+        Look::Ours(name) => terminated(Rc::clone(&exchange.shard), socket, first, name, client, &via).await,
         Look::NotOurs(reason) => {
             node.metrics.passthrough(reason);
-            joined(&exchange.shard, &socket, first, &host, port).await;
+            joined(&exchange.shard, &socket, first, (&host, port), &via).await;
         }
         Look::Gone => {}
     }
@@ -71,7 +73,7 @@ fn client_of(exchange: &Exchange, transport: &Transport) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-async fn terminated(shard: Rc<Shard>, socket: Socket, first: Vec<u8>, name: String, client: [u8; 32]) {
+async fn terminated(shard: Rc<Shard>, socket: Socket, first: Vec<u8>, name: String, client: [u8; 32], via: &[Vec<u8>]) {
     let node = Arc::clone(&shard.node);
     let deadline = Instant::now() + node.config.limits.handshake_timeout.get();
     let distrust = match TlsStream::accept(socket.clone(), first, Arc::clone(&node.tls.config), deadline).await {
@@ -85,7 +87,7 @@ async fn terminated(shard: Rc<Shard>, socket: Socket, first: Vec<u8>, name: Stri
         Err(AcceptError::NotOurs { why, read }) => {
             tracing::debug!(host = name, %why, "a handshake that we cannot answer is passed on");
             node.metrics.passthrough(PassReason::NotTls);
-            return joined(&shard, &socket, read, &name, HTTPS).await;
+            return joined(&shard, &socket, read, (&name, HTTPS), via).await;
         }
         Err(AcceptError::ClientDistrusts(distrust)) => Some(distrust),
         Err(error) => {
@@ -108,16 +110,16 @@ async fn terminated(shard: Rc<Shard>, socket: Socket, first: Vec<u8>, name: Stri
 /// Passes a tunnel on, once its far end is there: a client whose tunnel cannot be had is told so.
 async fn pass(exchange: Exchange, mut transport: Transport, host: &str, port: u16) {
     let node = &exchange.shard.node;
-    let server = match node.origin.tunnel(host, port).await.map(Socket::new) {
+    let server = match node.origin.tunnel(host, port, exchange.head.get_all("via")).await.map(Socket::new) {
         Ok(Ok(server)) => server,
         Ok(Err(error)) => {
             tracing::warn!(%error, "a tunnel's socket cannot be used");
             return;
         }
         Err(error) => {
-            let about = exchange.about(false, 0);
+            let about = exchange.about(0);
             let status = error.status().as_u16();
-            let party = if status < 500 { Party::Client } else { Party::Origin };
+            let party = party_of(&error);
             let answer = response::error_reply(status, party, &error.to_string(), &[], false, &about);
             node.metrics.request(exchange.way, if status < 500 { Outcome::Refused } else { Outcome::Error });
             // The connection ends either way.
@@ -134,8 +136,8 @@ async fn pass(exchange: Exchange, mut transport: Transport, host: &str, port: u1
 }
 
 /// Joins a client that was promised a tunnel already to its far end.
-async fn joined(shard: &Shard, client: &Socket, first: Vec<u8>, host: &str, port: u16) {
-    match shard.node.origin.tunnel(host, port).await.map(Socket::new) {
+async fn joined(shard: &Shard, client: &Socket, first: Vec<u8>, (host, port): (&str, u16), via: &[Vec<u8>]) {
+    match shard.node.origin.tunnel(host, port, via.iter().map(Vec::as_slice)).await.map(Socket::new) {
         Ok(Ok(server)) => spliced(shard, client, first, &server).await,
         Ok(Err(error)) => tracing::debug!(%error, "a tunnel's socket cannot be used"),
         Err(error) => {

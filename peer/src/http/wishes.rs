@@ -5,7 +5,7 @@
 
 use url::Url;
 
-use super::head::RequestHead;
+use super::{destination::Destination, head::RequestHead};
 
 const PREFIXES: [&str; 2] = ["x-pondhawk-", "x-dragonfly-"];
 /// Names in one filter.
@@ -88,11 +88,7 @@ fn flag(text: &str) -> Option<bool> {
 /// Scheme and authority; what follows them is not ours to follow.
 fn registry(text: &str) -> Option<Url> {
     let mut url = Url::parse(text).ok()?;
-    let web = matches!(url.scheme(), "http" | "https") && url.has_host();
-    let anonymous = url.username().is_empty() && url.password().is_none();
-    if !web || !anonymous {
-        return None;
-    }
+    Destination::of(&url).ok()?;
     url.set_path("/");
     url.set_query(None);
     url.set_fragment(None);

@@ -22,7 +22,12 @@ use crate::{
     replaceable::Replaceable,
     shard::Pulses,
     store::{self, Store},
-    swarm::{Origin, OriginOptions, retry::Backoff, upstream::Upstream},
+    swarm::{
+        Origin, OriginOptions,
+        own::{self, OwnSockets},
+        retry::Backoff,
+        upstream::Upstream,
+    },
     task::{Filter, Rules},
     tls::{Authority, LeafCache, Suffixes, server_config},
     trace::Tracer,
@@ -57,6 +62,7 @@ pub(super) fn build(config: Config, features: Features, tracer: Tracer) -> Resul
     let interceptor = start_interception(&config, &mut shares, &mut bound)?;
     let metrics = Metrics::new();
     let origin = Origin::new(origin_options(&config, interceptor.is_ok(), &metrics)?)?;
+    own_addresses(&config, &bound).for_each(|address| origin.own().record(address));
     let tls = Tls { config: server_config(Arc::new(LeafCache::new(Arc::clone(&authority))))?, authority };
     let rules = Rules {
         content_hosts: suffixes.iter().map(str::to_owned).collect(),
@@ -272,6 +278,8 @@ fn origin_options(config: &Config, intercepting: bool, metrics: &Arc<Metrics>) -
         extra_cas: settings.extra_cas.clone(),
         allow_private: settings.allow_private,
         overrides: settings.overrides.iter().map(|(place, address)| (place.clone(), *address)).collect(),
+        own: Arc::new(OwnSockets::of_this_host()),
+        via: Some(own::pseudonym()),
         proxy: upstream(settings)?,
         connections_per_host: usize::from(settings.connections_per_host),
         rate: settings.rate.0,
@@ -305,6 +313,14 @@ pub(super) fn authorize_options(config: &Config) -> Result<AuthorizeOptions, Nod
         serve_when_origin_down: settings.serve_when_origin_down,
         ..AuthorizeOptions::default()
     })
+}
+
+/// Where this process listens, but for the admin port, which is opened later.
+fn own_addresses(config: &Config, bound: &Bound) -> impl Iterator<Item = SocketAddr> {
+    let settings = &config.scheduler;
+    let scheduler = [settings.listen.0, settings.page.0].into_iter().filter(|_| settings.join.is_none());
+    let any = |port: u16| [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
+    bound.proxy.into_iter().chain(bound.intercept.into_iter().flat_map(any)).chain(scheduler.flatten())
 }
 
 /// How a download bears failures.

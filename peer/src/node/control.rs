@@ -21,6 +21,7 @@ use crate::{
     },
     config::InterceptMode,
     fetch::{Brought, Terms},
+    http::destination::Destination,
     intercept::{
         Interceptor,
         reach::{REACH_PERIOD, ReachReport},
@@ -60,6 +61,7 @@ async fn control(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError
         None => None,
     };
     let socket = bind_admin_socket(node)?;
+    admin.iter().for_each(|admin| node.origin.own().record(admin.address()));
     first_beat(node).await;
     announce(node, admin.as_ref());
     if let Some(cluster) = &node.cluster {
@@ -246,6 +248,7 @@ impl Control for Node {
             return Err(PreheatRefusal::Full("the node is draining".to_owned()));
         }
         let url = Url::parse(&wanted.url).map_err(|error| PreheatRefusal::Wrong(error.to_string()))?;
+        Destination::of(&url).map_err(|error| PreheatRefusal::Wrong(error.to_string()))?;
         let label = crate::task::id::label(&url);
         let treatment = self.front.treat(url);
         if !treatment.store {

@@ -66,6 +66,18 @@ pub(super) struct Lent {
     pub(super) place: Place,
     pub(super) sender: Sender,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Whether the request had no body. An origin may answer without having read one, and would then take its rest for the
+    /// next client's request.
+    pub(super) reusable: bool,
+}
+
+impl Lent {
+    fn give_back(self) {
+        drop(self.permit);
+        if self.reusable {
+            self.pool.give_back(self.place, self.sender);
+        }
+    }
 }
 
 impl OriginBody {
@@ -143,7 +155,7 @@ impl OriginBody {
 
     fn finish(&mut self) -> Result<Option<Bytes>, OriginError> {
         if let Some(lent) = self.lent.take() {
-            lent.pool.give_back(lent.place, lent.sender);
+            lent.give_back();
         }
         match self.expected {
             Some(expected) if self.received < expected => Err(self.cut()),
@@ -156,8 +168,7 @@ impl OriginBody {
         if self.incoming.is_end_stream()
             && let Some(lent) = self.lent.take()
         {
-            drop(lent.permit);
-            lent.pool.give_back(lent.place, lent.sender);
+            lent.give_back();
         }
     }
 

@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     address,
     error::OriginError,
+    own::OwnSockets,
     upstream::{self, Upstream},
 };
 use crate::tls::bundle::SYSTEM_BUNDLES;
@@ -46,6 +47,8 @@ pub(super) struct ConnectOptions {
     pub allow_private: bool,
     /// `host` or `host:port` to the address that serves it, whatever DNS says; the address rule does not apply to these.
     pub overrides: Vec<(String, SocketAddr)>,
+    /// What is never connected to.
+    pub(super) own: Arc<OwnSockets>,
     /// By which proxy, and what not.
     pub proxy: Option<Upstream>,
     /// For name, TCP and TLS together.
@@ -105,11 +108,11 @@ impl Connector {
         Ok(Self { options, tls, names: Mutex::default() })
     }
 
-    /// A new connection to `place`, TLS done. `at` labels errors.
-    pub(super) async fn connect(&self, place: &Place, at: &str) -> Result<Stream, OriginError> {
+    /// A new connection to `place`, TLS done. `at` labels errors, and `via` tells a proxy on the way which ones came before.
+    pub(super) async fn connect(&self, place: &Place, at: &str, via: Option<&str>) -> Result<Stream, OriginError> {
         let deadline = Instant::now() + self.options.timeout;
         let late = |waiting| OriginError::Timeout { at: at.to_owned(), waiting };
-        let socket = self.reach(place, deadline, at).await?;
+        let socket = self.reach(place, deadline, at, via).await?;
         if !place.tls {
             return Ok(TokioIo::new(Box::new(socket)));
         }
@@ -132,14 +135,29 @@ impl Connector {
     }
 
     /// A new TCP connection to `place`, whatever is to be spoken on it.
-    pub(super) async fn dial(&self, place: &Place, at: &str) -> Result<std::net::TcpStream, OriginError> {
-        let socket = self.reach(place, Instant::now() + self.options.timeout, at).await?;
+    pub(super) async fn dial(
+        &self,
+        place: &Place,
+        at: &str,
+        via: Option<&str>,
+    ) -> Result<std::net::TcpStream, OriginError> {
+        let socket = self.reach(place, Instant::now() + self.options.timeout, at, via).await?;
         socket.into_std().map_err(|source| OriginError::Connect { at: at.to_owned(), source })
     }
 
-    async fn reach(&self, place: &Place, deadline: Instant, at: &str) -> Result<TcpStream, OriginError> {
+    async fn reach(
+        &self,
+        place: &Place,
+        deadline: Instant,
+        at: &str,
+        via: Option<&str>,
+    ) -> Result<TcpStream, OriginError> {
+        // Before the name is resolved, and where a proxy resolves it.
+        if self.overridden(place).is_none() && self.options.own.covers_host(&place.host, place.port) {
+            return Err(OriginError::Loop { at: at.to_owned(), place: format!("{}:{}", place.host, place.port) });
+        }
         if let Some(proxy) = self.options.proxy.as_ref().filter(|proxy| proxy.is_for(&place.host)) {
-            return self.through(proxy, place, deadline, at).await;
+            return self.through(proxy, place, (deadline, via), at).await;
         }
         let late = |_| OriginError::Timeout { at: at.to_owned(), waiting: "resolving the name" };
         let addresses = timeout_at(deadline, self.addresses(place, at)).await.map_err(late)??;
@@ -151,7 +169,7 @@ impl Connector {
         &self,
         proxy: &Upstream,
         place: &Place,
-        deadline: Instant,
+        (deadline, via): (Instant, Option<&str>),
         at: &str,
     ) -> Result<TcpStream, OriginError> {
         let target = match (self.overridden(place), place.host.parse::<IpAddr>()) {
@@ -170,10 +188,11 @@ impl Connector {
             Err(OriginError::Timeout { .. }) => return Err(failed("no connection to it in time".to_owned())),
             other => other?,
         };
-        match timeout_at(deadline, open_tunnel(&mut socket, proxy, &target)).await {
+        match timeout_at(deadline, open_tunnel(&mut socket, proxy, &target, via)).await {
             Ok(Ok(200..=299)) => Ok(socket),
             // tinyproxy says 401 to a wrong password.
             Ok(Ok(401 | 407)) => Err(OriginError::Login { at: at.to_owned(), proxy: proxy.to_string() }),
+            Ok(Ok(508)) => Err(OriginError::Loop { at: at.to_owned(), place: format!("the way through {proxy}") }),
             Ok(Ok(status)) => Err(failed(format!("it answered {status} to CONNECT {target}"))),
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(_) => Err(failed(format!("it did not answer CONNECT {target} in time"))),
@@ -243,6 +262,10 @@ impl Connector {
     async fn connect_one_of(&self, all: &[SocketAddr], deadline: Instant, at: &str) -> Result<TcpStream, OriginError> {
         let mut last = OriginError::Timeout { at: at.to_owned(), waiting: "connecting" };
         for (index, address) in all.iter().enumerate() {
+            if self.options.own.covers(*address) {
+                last = OriginError::Loop { at: at.to_owned(), place: address.to_string() };
+                continue;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(all.len() - index).unwrap_or(1);
             let socket = self.socket(*address, at)?;
@@ -272,11 +295,11 @@ impl Connector {
     }
 }
 
-/// Asks the proxy for a tunnel and reads the head of its answer, and nothing of what comes out of the tunnel; gives its status.
-async fn open_tunnel(socket: &mut TcpStream, proxy: &Upstream, target: &str) -> io::Result<u16> {
+/// Asks the proxy for a tunnel and reads the head of its final answer, and nothing of what comes out of the tunnel; gives its status.
+async fn open_tunnel(socket: &mut TcpStream, proxy: &Upstream, target: &str, via: Option<&str>) -> io::Result<u16> {
     let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
-    socket.write_all(proxy.request(target).as_bytes()).await?;
-    let (mut head, mut seen) = (Vec::new(), [0; 1024]);
+    socket.write_all(proxy.request(target, via).as_bytes()).await?;
+    let (mut head, mut seen, mut read) = (Vec::new(), [0; 1024], 0);
     loop {
         let there = socket.peek(&mut seen).await?;
         if there == 0 {
@@ -285,10 +308,16 @@ async fn open_tunnel(socket: &mut TcpStream, proxy: &Upstream, target: &str) -> 
         let (take, over) = upstream::of_head(&head, &seen[..there]);
         socket.read_exact(&mut seen[..take]).await?;
         head.extend_from_slice(&seen[..take]);
+        read += take;
         if over {
-            return upstream::status(&head).ok_or_else(|| wrong("its answer is not HTTP"));
+            let status = upstream::status(&head).ok_or_else(|| wrong("its answer is not HTTP"))?;
+            if !upstream::is_interim(status) {
+                return Ok(status);
+            }
+            head.clear();
         }
-        if head.len() > upstream::MAX_HEAD {
+        // Interim answers count as well, so that a proxy cannot send them for ever.
+        if read > upstream::MAX_HEAD {
             return Err(wrong("the head of its answer is too long"));
         }
     }

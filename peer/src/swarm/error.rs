@@ -41,6 +41,11 @@ pub enum OriginError {
     /// An address that the node must not be sent to, with `allow_private` off.
     #[error("{at}: {address} is not a public address (see the setting that allows private origins)")]
     Refused { at: String, address: IpAddr },
+    /// The way to the origin leads back to this node: blames its configuration, or a client that names the node as an origin.
+    #[error(
+        "{at}: {place} is this node itself; check rules, origin.proxy, origin.overrides and mirror.hub for its own address"
+    )]
+    Loop { at: String, place: String },
     /// No TCP connection.
     #[error("{at}: no connection: {source}")]
     Connect { at: String, source: io::Error },
@@ -94,7 +99,7 @@ impl OriginError {
             Self::IgnoredRange { .. } => Class::IgnoredRange,
             Self::Malformed { .. } => Class::transient(),
             Self::Url { .. } | Self::Client { .. } | Self::Refused { .. } | Self::Mark { .. } => Class::Fatal,
-            Self::Login { .. } => Class::Fatal,
+            Self::Login { .. } | Self::Loop { .. } => Class::Fatal,
             Self::Tls { .. } | Self::Redirect { .. } => Class::Fatal,
         }
     }
@@ -113,6 +118,7 @@ impl OriginError {
             Self::Status { answer, .. } => answer.status,
             Self::Url { .. } | Self::Client { .. } => StatusCode::BAD_REQUEST,
             Self::Refused { .. } => StatusCode::FORBIDDEN,
+            Self::Loop { .. } => StatusCode::LOOP_DETECTED,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_GATEWAY,

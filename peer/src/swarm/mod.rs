@@ -10,6 +10,7 @@ mod error;
 pub mod exchange;
 pub mod identity;
 pub mod origin;
+pub mod own;
 mod pool;
 mod request;
 pub mod retry;

@@ -32,6 +32,7 @@ use crate::{
 use super::{
     body::Lent,
     connect::{ConnectOptions, Connector, Place},
+    own::{OwnSockets, via_names},
     pool::{Lane, Pool, RequestBody, Sender},
     request::{content_range, detached, drop_hop_by_hop, etag_of, for_bytes, forwarded, label, place_of, retry_after},
     retry::Class,
@@ -43,7 +44,10 @@ pub use super::{
     error::{Answer, OriginError},
     request::{Expected, OriginRequest, Probe},
 };
-use crate::http::head::{decimal, list};
+use crate::http::{
+    destination::Destination,
+    head::{decimal, list},
+};
 
 /// 64 KiB: what is kept of the body of an error answer.
 pub const MAX_ANSWER_BODY: usize = 64 << 10;
@@ -79,6 +83,10 @@ pub struct OriginOptions {
     pub allow_private: bool,
     /// `host` or `host:port` to the address that serves it; exempt from the address rule.
     pub overrides: Vec<(String, SocketAddr)>,
+    /// The node's own sockets, which are never an origin.
+    pub own: Arc<OwnSockets>,
+    /// What the node calls itself in Via; `None` for a client, which is no intermediary.
+    pub via: Option<String>,
     /// The proxy by which origins are reached.
     pub proxy: Option<Upstream>,
     /// Ranges in flight to one host at once; probes have as many of their own.
@@ -109,6 +117,8 @@ impl Default for OriginOptions {
             extra_cas: Vec::new(),
             allow_private: false,
             overrides: Vec::new(),
+            own: Arc::default(),
+            via: None,
             proxy: None,
             connections_per_host: 16,
             connect_timeout: Duration::from_secs(10),
@@ -141,6 +151,7 @@ impl Origin {
             extra_cas: options.extra_cas.clone(),
             allow_private: options.allow_private,
             overrides: options.overrides.clone(),
+            own: Arc::clone(&options.own),
             proxy: options.proxy.clone(),
             timeout: options.connect_timeout,
         })?;
@@ -152,6 +163,23 @@ impl Origin {
     /// Another [`OriginOptions::rate`] from now on.
     pub fn set_rate(&self, rate: u64) {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).set_rate(rate);
+    }
+
+    /// The node's own sockets.
+    pub fn own(&self) -> &OwnSockets {
+        &self.options.own
+    }
+
+    /// Whether a request with these values of Via has come from this node: it has been led back.
+    pub fn is_led_back<'a>(&self, mut via: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.options.via.as_ref().is_some_and(|own| via.any(|value| via_names(value, own)))
+    }
+
+    /// Via as this node sends it on (RFC 9110 section 7.6.3): its own entry last.
+    fn sent_via<'a>(&self, received: impl Iterator<Item = &'a [u8]>) -> Option<String> {
+        let own = format!("1.1 {}", self.options.via.as_ref()?);
+        let received = received.map(|value| String::from_utf8_lossy(value).into_owned());
+        Some(received.chain([own]).collect::<Vec<_>>().join(", "))
     }
 
     /// Ranges in flight to one host at once.
@@ -327,12 +355,14 @@ impl Origin {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let place = place_of(&request.url)?;
-        let headers = forwarded(&request.headers);
+        let mut headers = forwarded(&request.headers);
+        let length = framed_length(&method, &body);
+        headers.extend(length.map(|length| (header::CONTENT_LENGTH, HeaderValue::from(length))));
         let call = Call { place: &place, method: &method, url: &request.url, headers, patience: self.options.forward };
         if method.is_idempotent() && body.is_end_stream() {
             return self.ask(None, call).await;
         }
-        let sender = self.open(&place, &request.url).await?;
+        let sender = self.open(&place, &request.url, &call.headers).await?;
         self.send(sender, call, body.map_err(Into::into).boxed_unsync(), None).await.map_err(|failed| failed.error)
     }
 
@@ -355,10 +385,17 @@ impl Origin {
 
     /// A TCP connection to `host` (a name, or an address; IPv6 in brackets or not) for a client's tunnel: same rules for
     /// addresses, same mark.
-    pub async fn tunnel(&self, host: &str, port: u16) -> Result<std::net::TcpStream, OriginError> {
+    ///
+    /// `via` holds the values of that field of the client's CONNECT.
+    pub async fn tunnel<'a>(
+        &self,
+        host: &str,
+        port: u16,
+        via: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<std::net::TcpStream, OriginError> {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let at = format!("{host}:{port}");
-        self.connector.dial(&Place { tls: false, host, port }, &at).await
+        self.connector.dial(&Place { tls: false, host, port }, &at, self.sent_via(via).as_deref()).await
     }
 
     /// Whether the server at `address` serves `host`, by its certificate. The caller has checked the address.
@@ -420,13 +457,14 @@ impl Origin {
                 done => return done.map_err(|failed| failed.error),
             }
         }
-        let sender = self.open(call.place, call.url).await?;
+        let sender = self.open(call.place, call.url, &call.headers).await?;
         self.send(sender, call, empty(), permit).await.map_err(|failed| failed.error)
     }
 
-    async fn open(&self, place: &Place, url: &Url) -> Result<Sender, OriginError> {
+    async fn open(&self, place: &Place, url: &Url, headers: &HeaderMap) -> Result<Sender, OriginError> {
         let at = label(url);
-        let stream = self.connector.connect(place, &at).await?;
+        let via = self.sent_via(headers.get_all(header::VIA).iter().map(HeaderValue::as_bytes));
+        let stream = self.connector.connect(place, &at, via.as_deref()).await?;
         let handshake = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(stream).await;
         let (sender, connection) = handshake.map_err(|_| OriginError::Cut { at, received: 0 })?;
         // Ends by itself: when the sender and the body are dropped, or with the origin's end. Its error is the request's too.
@@ -444,14 +482,22 @@ impl Origin {
     ) -> Result<Response<OriginBody>, SendFailed> {
         let (at, patience) = (label(call.url), call.patience);
         let sent = Arc::new(AtomicU64::new(0));
+        let reusable = body.is_end_stream();
         let request = match call.request(count_frames(body, Arc::clone(&sent))) {
-            Ok(request) => request,
+            Ok(mut request) => {
+                let received = request.headers().get_all(header::VIA).iter().map(HeaderValue::as_bytes);
+                // Bytes that make no field value came from nowhere: each value was one.
+                if let Some(Ok(via)) = self.sent_via(received).map(|via| HeaderValue::try_from(via)) {
+                    request.headers_mut().insert(header::VIA, via);
+                }
+                request
+            }
             Err(error) => return Err(SendFailed { error, stale: false, permit }),
         };
         let answer = head_of(sender.send_request(request), &sent, &at, patience.head).await;
         match answer {
             Ok(response) => {
-                let lent = Lent { pool: Arc::clone(&self.pool), place: call.place.clone(), sender, permit };
+                let lent = Lent { pool: Arc::clone(&self.pool), place: call.place.clone(), sender, permit, reusable };
                 let (mut head, incoming) = response.into_parts();
                 self.options.metrics.origin_request(OriginAnswer::of_status(head.status.as_u16()));
                 drop_hop_by_hop(&mut head.headers);
@@ -486,6 +532,12 @@ impl Origin {
     }
 }
 
+/// The Content-Length of a body that is sent (RFC 9110 section 8.6); `None`: it has none, or is chunked.
+fn framed_length<B: Body>(method: &Method, body: &B) -> Option<u64> {
+    let expected = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+    body.size_hint().exact().filter(|length| *length > 0 || expected)
+}
+
 /// Where a redirect leads (RFC 9110 section 15.4), or why it is not followed; `None`: not a redirect.
 fn location(from: &Url, status: StatusCode, headers: &HeaderMap) -> Option<Result<Url, &'static str>> {
     let location = headers.get(header::LOCATION).filter(|_| matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308))?;
@@ -493,6 +545,7 @@ fn location(from: &Url, status: StatusCode, headers: &HeaderMap) -> Option<Resul
     Some(match (from.scheme(), next) {
         (_, None) => Err("Location is not a URL"),
         ("https", Some(next)) if next.scheme() != "https" => Err("from https to another scheme"),
+        (_, Some(next)) if Destination::of(&next).is_err() => Err("Location is no web address, or carries a user name"),
         (_, Some(next)) => Ok(next),
     })
 }
@@ -630,6 +683,7 @@ mod tests {
         };
         assert_eq!(to(302, "../c?d=e").unwrap().unwrap().as_str(), "https://h/c?d=e");
         assert!(to(307, "http://h/a").unwrap().is_err() && to(308, "file:///etc/passwd").unwrap().is_err());
+        assert!(to(302, "https://user:secret@evil.example/").unwrap().is_err());
         assert!(to(200, "/c").is_none() && to(304, "/c").is_none());
     }
 }

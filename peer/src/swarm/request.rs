@@ -12,9 +12,10 @@ use super::{connect::Place, error::OriginError};
 use crate::{
     http::{
         date,
+        destination::Destination,
         head::{decimal, list},
         range::ContentRange,
-        response::is_hop_by_hop,
+        response::{is_about_request_body, is_framing, is_hop_by_hop},
     },
     task::id,
 };
@@ -122,15 +123,9 @@ pub(crate) fn label(url: &Url) -> String {
 }
 
 pub(super) fn place_of(url: &Url) -> Result<Place, OriginError> {
-    let bad = || OriginError::Url { at: label(url) };
-    let tls = match url.scheme() {
-        "https" => true,
-        "http" => false,
-        _ => return Err(bad()),
-    };
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(bad)?;
+    let Destination { host, port, .. } = Destination::of(url).map_err(|_| OriginError::Url { at: label(url) })?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok(Place { tls, host, port: url.port_or_known_default().ok_or_else(bad)? })
+    Ok(Place { tls: url.scheme() == "https", host, port })
 }
 
 pub(super) fn etag_of(headers: &HeaderMap) -> Option<String> {
@@ -154,7 +149,8 @@ pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The client's headers as they go to the origin, without hop-by-hop ones and Host, which hyper's caller sets.
+/// The client's headers as they go to the origin, without hop-by-hop ones, without those that frame a body, which follow
+/// from the body that is really sent, and without Host, which hyper's caller sets.
 pub(super) fn forwarded(headers: &[(String, Vec<u8>)]) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in headers {
@@ -163,26 +159,21 @@ pub(super) fn forwarded(headers: &[(String, Vec<u8>)]) -> HeaderMap {
         }
     }
     drop_hop_by_hop(&mut out);
-    out.remove(header::HOST);
+    drop_named(&mut out, |name| name == "host" || is_framing(name));
     out
+}
+
+fn drop_named(headers: &mut HeaderMap, dropped: impl Fn(&str) -> bool) {
+    for name in headers.keys().filter(|name| dropped(name.as_str())).cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
 }
 
 /// The client's headers for a question of the node's own: what concerns ranges, conditions, codings and bodies is ours to say.
 pub(super) fn for_bytes(headers: &[(String, Vec<u8>)], range: Option<&Range<u64>>) -> HeaderMap {
     let mut out = forwarded(headers);
-    for name in [
-        header::RANGE,
-        header::IF_RANGE,
-        header::IF_MATCH,
-        header::IF_NONE_MATCH,
-        header::IF_MODIFIED_SINCE,
-        header::IF_UNMODIFIED_SINCE,
-        header::CONTENT_LENGTH,
-        header::CONTENT_TYPE,
-        header::EXPECT,
-    ] {
-        out.remove(name);
-    }
+    let conditional = |name: &str| matches!(name, "range" | "if-range") || name.starts_with("if-");
+    drop_named(&mut out, |name| conditional(name) || is_about_request_body(name));
     out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     if let Some(range) = range
         && let Ok(value) = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
@@ -267,6 +258,18 @@ mod tests {
         let names: Vec<_> = sent.keys().map(HeaderName::as_str).collect();
         assert_eq!((sent.len(), sent["range"].to_str().unwrap()), (3, "bytes=0-0"), "{names:?}");
         assert_eq!(sent["cookie"], "a=b");
+    }
+
+    /// A HEAD with `Content-Length: 40` once went to the Hub without its body, and took 40 bytes of the next client's request.
+    #[test]
+    fn what_frames_a_clients_body_is_never_passed_on_as_it_is() {
+        let framing = ["Content-Length", "Transfer-Encoding", "Expect", "TE", "Trailer"];
+        let about = ["Content-Type", "Content-Encoding", "Content-Language"];
+        let headers: Vec<_> = framing.iter().chain(&about).map(|name| ((*name).to_owned(), b"40".to_vec())).collect();
+        let mut passed: Vec<_> = forwarded(&headers).keys().map(|name| name.as_str().to_owned()).collect();
+        passed.sort();
+        assert_eq!(passed, ["content-encoding", "content-language", "content-type"]);
+        assert_eq!(for_bytes(&headers, None).keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept-encoding"]);
     }
 
     #[test]

@@ -106,10 +106,12 @@ impl Upstream {
         !self.direct.iter().any(named)
     }
 
-    /// The request for a tunnel to `target`, a host and port as in a URL.
-    pub(super) fn request(&self, target: &str) -> String {
+    /// The request for a tunnel to `target`, a host and port as in a URL. `via` is the value of that field, where the request
+    /// that needs the tunnel has passed proxies, this node among them.
+    pub(super) fn request(&self, target: &str, via: Option<&str>) -> String {
+        let via = via.map(|via| format!("Via: {via}\r\n")).unwrap_or_default();
         let login = self.login.as_ref().map(|login| format!("Proxy-Authorization: {login}\r\n")).unwrap_or_default();
-        format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n")
+        format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{via}{login}\r\n")
     }
 }
 
@@ -130,14 +132,21 @@ impl fmt::Debug for Upstream {
 }
 
 /// How many of `more` still belong to the head of the proxy's answer, of which `head` was there before; whether that is its end.
-/// What follows is the tunnel's.
+/// What follows is the tunnel's. A line ends with LF, with or without CR before it (RFC 9112 section 2.2).
 pub(super) fn of_head(head: &[u8], more: &[u8]) -> (usize, bool) {
-    let before = &head[head.len().saturating_sub(3)..];
+    let before = &head[head.len().saturating_sub(2)..];
     let both = [before, more].concat();
-    match both.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-        Some(at) => (at + 4 - before.len(), true),
-        None => (more.len(), false),
-    }
+    let end = (0..both.len()).find_map(|at| match &both[at..] {
+        [b'\n', b'\n', ..] => Some(at + 2),
+        [b'\n', b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    });
+    end.filter(|end| *end > before.len()).map_or((more.len(), false), |end| (end - before.len(), true))
+}
+
+/// Whether another head follows one with this status: 1xx, but for 101 (RFC 9110 section 15.2).
+pub(super) fn is_interim(status: u16) -> bool {
+    matches!(status, 100 | 102..=199)
 }
 
 /// The status of a whole head; none: it is not HTTP/1.
@@ -159,13 +168,14 @@ mod tests {
         let proxy = Upstream::new("http://al%3Aice:se%20cret@proxy.example:3128/").unwrap();
         assert_eq!((proxy.place(), proxy.has_login()), (("proxy.example", 3128), true));
         assert!(!format!("{proxy} {proxy:?}").contains("cret"));
-        let request = proxy.request("cdn.example:443");
+        let request = proxy.request("cdn.example:443", None);
         let login = STANDARD.encode("al:ice:se cret");
         let lines = ["CONNECT cdn.example:443 HTTP/1.1", "Host: cdn.example:443", "Proxy-Authorization: Basic "];
         assert_eq!(request, format!("{}{login}\r\n\r\n", lines.join("\r\n")));
         let plain = Upstream::new("http://[fd00::1]").unwrap();
         assert_eq!((plain.place(), plain.to_string()), (("fd00::1", 80), "[fd00::1]:80".to_owned()));
-        assert_eq!(plain.request("a:1"), "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
+        assert_eq!(plain.request("a:1", None), "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
+        assert!(plain.request("a:1", Some("1.1 x")).ends_with("\r\nVia: 1.1 x\r\n\r\n"));
     }
 
     #[test]
@@ -199,6 +209,21 @@ mod tests {
         for other in [&b"SSH-2.0-OpenSSH\r\n\r\n"[..], b"HTTP/1.1 2\r\n\r\n", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n"] {
             assert_eq!(status(other), None, "{}", String::from_utf8_lossy(other));
         }
+    }
+
+    #[test]
+    fn lines_may_end_without_a_carriage_return_and_interim_heads_are_told_apart() {
+        for head in [&b"HTTP/1.1 200 OK\n\n"[..], b"HTTP/1.0 200 OK\nVia: 1.1 x\n\n", b"HTTP/1.1 200 OK\r\nA: b\n\r\n"]
+        {
+            let stream = [head, b"\nthe tunnel's own"].concat();
+            for cut in 1..head.len() {
+                let (first, over) = of_head(b"", &stream[..cut]);
+                assert_eq!((first, over), (cut, false));
+                assert_eq!(of_head(&stream[..cut], &stream[cut..]), (head.len() - cut, true), "cut at {cut}");
+            }
+            assert_eq!(status(head), Some(200), "{}", String::from_utf8_lossy(head));
+        }
+        assert!(is_interim(100) && is_interim(103) && !is_interim(101) && !is_interim(200));
     }
 
     proptest! {
