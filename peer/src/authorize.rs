@@ -25,7 +25,7 @@ use crate::swarm::{
 use crate::{
     expiring::{BootTime, Expiry},
     flight::FlightTable,
-    http::forward::pairs,
+    http::{destination::plain_path, forward::pairs},
     question::{Question, QuestionKey, Variant},
     replaceable::{Replaceable, TooOften},
     task::id::is_under,
@@ -83,14 +83,18 @@ impl FromStr for PublicRule {
         let (host, path) = text.split_once('/').unwrap_or((text, ""));
         let host = host.trim_start_matches("*.").to_ascii_lowercase();
         let plausible = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c));
-        if plausible { Ok(Self { host, path: format!("/{path}") }) } else { Err(PublicRuleError) }
+        // Compared with decoded paths; a prefix that is itself ambiguous would cover nothing that its author meant.
+        let path = plain_path(&format!("/{path}"));
+        path.filter(|_| plausible).map(|path| Self { host, path }).ok_or(PublicRuleError)
     }
 }
 
 impl PublicRule {
     pub(crate) fn covers(&self, url: &Url) -> bool {
         let Some(host) = url.host_str() else { return false };
-        is_under(host, &self.host) && url.path().starts_with(&self.path)
+        // Only where the path means the same to every server: `/public/..%2fprivate` is private to some.
+        let below = || plain_path(url.path()).is_some_and(|path| path.starts_with(&self.path));
+        is_under(host, &self.host) && (self.path == "/" || below())
     }
 }
 
@@ -385,9 +389,17 @@ mod tests {
     #[test]
     fn a_public_rule_covers_whole_labels_of_the_host_and_the_paths_start() {
         let rule: PublicRule = "*.hf.co/public/".parse().unwrap();
-        let covered = |url| rule.covers(&Url::parse(url).unwrap());
+        let covered = |url: &str| rule.covers(&Url::parse(url).unwrap());
         assert!(covered("https://hf.co/public/x") && covered("https://a.b.hf.co/public/"));
         assert!(!covered("https://evilhf.co/public/x") && !covered("https://hf.co/private/x"));
+        for doubtful in
+            ["..%2fprivate", "%2e%2e/private", "/private", "..%5cprivate", "%252e%252e%252fprivate", "..;/private"]
+        {
+            assert!(!covered(&format!("https://hf.co/public/{doubtful}")), "{doubtful}");
+        }
+        let spaced: PublicRule = "hf.co/my%20files/".parse().unwrap();
+        assert!(spaced.covers(&Url::parse("https://hf.co/my files/x").unwrap()));
+        assert!("hf.co/a/../b".parse::<PublicRule>().is_err());
         assert!("".parse::<PublicRule>().is_err() && "/x".parse::<PublicRule>().is_err());
     }
 }
