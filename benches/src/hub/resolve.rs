@@ -16,8 +16,15 @@ use super::{
 /// None: not a resolve path.
 pub(super) fn answer(context: &Context) -> Option<Answer> {
     let (repo, rest) = context.path.strip_prefix('/')?.split_once("/resolve/")?;
-    let (revision, path) = rest.split_once('/')?;
+    let (revision, path) = split_revision(rest)?;
     Some(resolve(context, repo, revision, path).unwrap_or_else(|refusal| *refusal))
+}
+
+/// Revision and path; the Hub's own references have slashes: `refs/pr/1`, `refs/convert/parquet`.
+fn split_revision(rest: &str) -> Option<(&str, &str)> {
+    let is_reference = ["refs/pr/", "refs/convert/"].iter().any(|prefix| rest.starts_with(prefix));
+    let (end, _) = rest.match_indices('/').nth(if is_reference { 2 } else { 0 })?;
+    Some((&rest[..end], &rest[end + 1..]))
 }
 
 /// Refusals are boxed: a response is large.

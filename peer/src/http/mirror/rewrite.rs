@@ -3,49 +3,91 @@
 use serde_json::Value;
 use url::Url;
 
-use crate::http::{head::decimal, response::field, route::ORIGIN_PREFIX, rules::Front};
+use crate::http::{head::decimal, response::field, route::ORIGIN_PREFIX, rules::Front, target::Authority};
 
-/// The URL of a file at the Hub, in parts: `/{repository}/resolve/{revision}/{path}`.
+/// The URL of a file at the Hub, in parts.
+///
+/// | path | what |
+/// |---|---|
+/// | `/{repository}/resolve/{revision}/{path}` | a file of a repository |
+/// | `/buckets/{owner}/{name}/resolve/{path}` | a file of a bucket, which has no revisions |
+/// | `/api/resolve-cache/{kind}/{repository}/{commit}/{path}` | where the Hub leads to for small files |
+///
+/// A repository is `owner/name`, or one name for the oldest models and datasets; `datasets/`, `spaces/` or `kernels/` stands
+/// before those that are no model. A revision is a branch, a tag or a commit in one segment, its slashes escaped, or one of
+/// the Hub's own references, whose slashes may be raw: `refs/pr/{number}` and `refs/convert/{format}`. `raw/`, `blob/`,
+/// `tree/` and all else below `/api/` are no files in this sense and pass through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubFile {
     /// The URL's path up to the revision, which it ends before.
     pub before: String,
-    /// A branch, a tag, or a commit.
+    /// A branch, a tag, a reference, or a commit; empty in a bucket.
     pub revision: String,
-    /// The rest of the path, with its slash.
+    /// The rest of the path, with its slash; without it in a bucket.
     pub after: String,
 }
 
 /// Hexadecimal digits of a commit.
 const COMMIT_LEN: usize = 40;
+/// What stands before a repository that is no model.
+const KINDS: [&str; 3] = ["datasets", "spaces", "kernels"];
 
 impl HubFile {
-    /// By the path of the URL.
+    /// By the path of the URL. `None` also where the path can be cut in two ways.
     pub fn of(url: &Url) -> Option<Self> {
-        let path = url.path();
-        if let Some(file) = path.strip_prefix("/api/resolve-cache/").and_then(cached_file) {
-            return Some(file);
-        }
-        let (before, rest) = path.split_once("/resolve/").filter(|_| !path.starts_with("/api/"))?;
-        let (revision, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Some(Self { before: format!("{before}/resolve/"), revision: revision.to_owned(), after: after.to_owned() })
+        let segments: Vec<&str> = url.path().strip_prefix('/')?.split('/').collect();
+        let cut = match segments[..] {
+            ["api", "resolve-cache", _, ..] => cached_cut(&segments)?,
+            ["api", ..] => return None,
+            ["buckets", _, _, "resolve", ..] => (4, 4),
+            _ => repository_cut(&segments)?,
+        };
+        Self::cut(&segments, cut)
+    }
+
+    /// The revision is made of the segments `from..to`, and something must follow it.
+    fn cut(segments: &[&str], (from, to): (usize, usize)) -> Option<Self> {
+        let joined = |segments: &[&str]| segments.join("/");
+        let path = segments.get(to..).map(joined).filter(|path| !path.is_empty())?;
+        let after = if from == to { path } else { format!("/{path}") };
+        Some(Self { before: format!("/{}/", joined(&segments[..from])), revision: joined(&segments[from..to]), after })
     }
 }
 
-/// `{models|datasets|spaces}/{owner}/{name}/{commit}/{path}`, where the Hub leads to for small files.
-fn cached_file(rest: &str) -> Option<HubFile> {
-    let mut parts = rest.splitn(5, '/');
-    let [kind, owner, name, revision, path] =
-        [parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?];
-    let before = format!("/api/resolve-cache/{kind}/{owner}/{name}/");
-    is_commit(revision).then(|| HubFile { before, revision: revision.to_owned(), after: format!("/{path}") })
+/// Where the revision begins and ends behind `resolve`.
+fn repository_cut(segments: &[&str]) -> Option<(usize, usize)> {
+    let owner = usize::from(KINDS.contains(segments.first()?));
+    // One name, or owner and name.
+    let mut cuts =
+        [owner + 1, owner + 2].into_iter().filter(|at| segments.get(*at) == Some(&"resolve")).filter_map(|at| {
+            let len = match segments.get(at + 1..)? {
+                ["refs", "pr", number, _, ..] if number.bytes().all(|byte| byte.is_ascii_digit()) => 3,
+                ["refs", "convert", _, _, ..] => 3,
+                ["", ..] => return None,
+                [_, _, ..] => 1,
+                _ => return None,
+            };
+            Some((at + 1, at + 1 + len))
+        });
+    cuts.next().filter(|_| cuts.next().is_none())
 }
 
-/// Whether what is at the URL is made for its caller, and names further URLs for it: a xet token, a xet reconstruction, a
-/// batch of git-lfs.
+/// `/api/resolve-cache/{kind}/{repository}/{commit}/{path}`: the commit is behind one name or two.
+fn cached_cut(segments: &[&str]) -> Option<(usize, usize)> {
+    let at = [4, 5].into_iter().find(|at| segments.get(*at).is_some_and(|segment| is_commit(segment)))?;
+    Some((at, at + 1))
+}
+
+/// Whether what is at the URL is made for its caller, and names further URLs for it: a xet token, of a repository's revision
+/// or of a bucket, which has none; a xet reconstruction; a batch of git-lfs.
 pub fn is_directions(url: &Url) -> bool {
     let path = url.path();
-    path.contains("/xet-read-token/") || path.contains("/reconstructions/") || path.ends_with("/objects/batch")
+    let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    match segments[..] {
+        ["api", ref below @ ..] => below.contains(&"xet-read-token"),
+        ["v1" | "v2" | "v3", "reconstructions", ..] => true,
+        _ => path.ends_with("/info/lfs/objects/batch"),
+    }
 }
 
 /// Whether the revision is a commit, which always means the same files.
@@ -69,11 +111,12 @@ impl Base {
             return Some(format!("{}{rest}", self.ours));
         }
         let rest = url.strip_prefix("https://")?;
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (host, path) = rest.split_at(end);
-        // A port would be lost; the served hosts have none.
-        let host = host.strip_suffix(":443").unwrap_or(host);
-        (front.serves(host) && !host.contains(':')).then(|| format!("{}{ORIGIN_PREFIX}{host}{path}", self.ours))
+        let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        // A port other than 443 would be lost; the served hosts have none.
+        let bare = Authority::parse(host.as_bytes()).filter(|it| it.port.is_none_or(|port| port == 443))?;
+        let leads_there = Url::parse(url).is_ok_and(|url| front.serves_origin(&url));
+        // Path and query stay as they were signed, byte for byte.
+        leads_there.then(|| format!("{}{ORIGIN_PREFIX}{}{path}", self.ours, bare.host))
     }
 
     /// Turns what headers lead to: Location, Link, and X-Xet-Cas-Url of a token.
@@ -191,19 +234,61 @@ mod tests {
         let file = |before: &str, revision: &str, after: &str| {
             Some(HubFile { before: before.into(), revision: revision.into(), after: after.into() })
         };
-        assert_eq!(kind("/o/m/resolve/main/a/b.bin?x=1"), file("/o/m/resolve/", "main", "/a/b.bin"));
-        assert_eq!(
-            kind("/datasets/o/d/resolve/refs%2Fpr%2F1/f"),
-            file("/datasets/o/d/resolve/", "refs%2Fpr%2F1", "/f")
-        );
         let commit = "0123456789abcdef0123456789abcdef01234567";
-        let cached = kind(&format!("/api/resolve-cache/models/o/m/{commit}/config.json"));
-        assert_eq!(cached, file("/api/resolve-cache/models/o/m/", commit, "/config.json"));
+        let cache = "/api/resolve-cache";
+        for (path, before, revision, after) in [
+            ("/o/m/resolve/main/a/b.bin?x=1", "/o/m/resolve/", "main", "/a/b.bin"),
+            ("/o/m/resolve/refs/pr/1/config.json", "/o/m/resolve/", "refs/pr/1", "/config.json"),
+            ("/o/m/resolve/refs%2Fpr%2F1/f", "/o/m/resolve/", "refs%2Fpr%2F1", "/f"),
+            ("/o/m/resolve/refs/x/y", "/o/m/resolve/", "refs", "/x/y"),
+            (
+                "/datasets/o/d/resolve/refs/convert/parquet/a/0.parquet",
+                "/datasets/o/d/resolve/",
+                "refs/convert/parquet",
+                "/a/0.parquet",
+            ),
+            ("/datasets/squad/resolve/main/f", "/datasets/squad/resolve/", "main", "/f"),
+            ("/spaces/o/s/resolve/main/app.py", "/spaces/o/s/resolve/", "main", "/app.py"),
+            ("/kernels/o/k/resolve/v1/build.toml", "/kernels/o/k/resolve/", "v1", "/build.toml"),
+            ("/gpt2/resolve/main/x", "/gpt2/resolve/", "main", "/x"),
+            ("/gpt2/resolve/main/resolve/x", "/gpt2/resolve/", "main", "/resolve/x"),
+            ("/o/m/resolve/main/resolve/x", "/o/m/resolve/", "main", "/resolve/x"),
+            ("/buckets/o/b/resolve/a%2Fb.bin", "/buckets/o/b/resolve/", "", "a%2Fb.bin"),
+            ("/buckets/o/b/resolve/a/b.bin", "/buckets/o/b/resolve/", "", "a/b.bin"),
+            (&format!("{cache}/models/o/m/{commit}/a/c.json"), &format!("{cache}/models/o/m/"), commit, "/a/c.json"),
+            (&format!("{cache}/models/gpt2/{commit}/c.json"), &format!("{cache}/models/gpt2/"), commit, "/c.json"),
+        ] {
+            assert_eq!(kind(path), file(before, revision, after), "{path}");
+        }
+        for other in [
+            "/o/m/raw/main/README.md",
+            "/o/m/blob/main/resolve/main/x",
+            "/o/m/tree/main",
+            "/o/m/resolve/main",
+            "/o/m/resolve/main/",
+            "/o/m/resolve//x",
+            "/gpt2/resolve/resolve/main/f",
+            "/api/models/o/m/resolve/main/f",
+            "/api/resolve-cache/models/o/m/main/f",
+            "/buckets/o/b/resolve/",
+            "/api/models/o/m",
+            "/",
+        ] {
+            assert_eq!(kind(other), None, "{other}");
+            assert!(!is_directions(&url(other)), "{other}");
+        }
         let reconstruction = format!("/v2/reconstructions/{}", "a".repeat(64));
-        for directions in ["/api/models/o/m/xet-read-token/main", "/o/m.git/info/lfs/objects/batch", &reconstruction] {
+        for directions in [
+            "/api/models/o/m/xet-read-token/main",
+            "/api/models/o/m/xet-read-token/refs%2Fpr%2F1",
+            "/api/models/o/m/xet-read-token",
+            "/api/buckets/o/b/xet-read-token",
+            "/o/m.git/info/lfs/objects/batch",
+            "/datasets/o/d.git/info/lfs/objects/batch",
+            &reconstruction,
+        ] {
             assert!(is_directions(&url(directions)) && kind(directions).is_none(), "{directions}");
         }
-        assert!(kind("/api/models/o/m").is_none() && !is_directions(&url("/api/models/o/m")));
         assert!(is_commit(commit) && !is_commit("main"));
     }
 
@@ -217,9 +302,16 @@ mod tests {
         assert!(
             turned("https://a.cdn.hf.co:443/x?Signature=1").unwrap().ends_with("/_origin/a.cdn.hf.co/x?Signature=1")
         );
-        for stays in
-            ["https://huggingface.com/", "https://huggingface.coat/", "https://s3.example/x", "/a", "http://cdn.hf.co/"]
-        {
+        for stays in [
+            "https://huggingface.com/",
+            "https://huggingface.coat/",
+            "https://s3.example/x",
+            "/a",
+            "http://cdn.hf.co/",
+            "https://evil.example\\.cdn.hf.co/x",
+            "https://u@cdn.hf.co/x",
+            "https://cdn.hf.co:8443/x",
+        ] {
             assert_eq!(turned(stays), None, "{stays}");
         }
     }
