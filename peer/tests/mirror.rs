@@ -194,3 +194,85 @@ fn a_range_with_prefetch_brings_the_rest() {
     assert!(there.is_some(), "the rest never came");
     assert!(stage.ratio(&file) < 1.01, "{}", stage.ratio(&file));
 }
+
+/// Descriptors that the node has open.
+fn descriptors(stage: &Stage) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", stage.node.daemon.pid())).unwrap().count()
+}
+
+/// Rules without a host once matched the mirror's own address: 403, or with private origins the node asked itself until it
+/// had no descriptors left.
+#[test]
+fn a_rule_about_paths_is_about_the_hubs_urls_and_never_leads_the_node_to_itself() {
+    for private in ["false", "true"] {
+        let private = format!("origin.allow_private={private}");
+        let stage = Stage::open(&["rules=[{match: '\\.json$', store: false}, {match: '.*'}]", &private]);
+        stage.hub.add_file_as("owner/model", "main", "config.json", Content::seeded(2_000, 1), false).unwrap();
+        let before = descriptors(&stage);
+        let answer = ask(&stage, "GET", "/owner/model/resolve/main/config.json", &[]);
+        assert!(answer.status == 200 && answer.body == pondhawk_bench::hub::seeded(1, 0, 2_000), "{answer:?}");
+        let own = format!("http://{}/owner/model/resolve/main/config.json", stage.node.proxy);
+        assert_eq!(stage.node.get(&own, &[]).status, 200, "as a proxy and as an endpoint at once");
+        let after = descriptors(&stage);
+        assert!(after < before + 50, "{before} descriptors became {after}");
+    }
+}
+
+#[test]
+fn the_node_is_no_origin_by_any_address_of_its_own() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let (listen, ports) = (format!("listen.proxy=127.0.0.1:{port}"), format!("proxy.ports=[{port}]"));
+    let to = format!("origin.overrides={{\"turned.example\": \"127.0.0.1:{port}\"}}");
+    let stage = Stage::open(&[&listen, &ports, &to, "origin.allow_private=true"]);
+    let before = descriptors(&stage);
+    for host in ["0.0.0.0", "[::ffff:127.0.0.1]", "127.1", "turned.example"] {
+        let registry = format!("X-Dragonfly-Registry: http://{host}:{port}");
+        let answer = ask(&stage, "GET", "/x.json", &[&registry]);
+        let said = answer.header("x-pondhawk-error").unwrap_or_default();
+        assert!(answer.status == 508 && said.starts_with("node; "), "{host}: {answer:?}");
+        let mut tunnel = stage.node.connect();
+        tunnel.write_all(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        assert!(matches!(read_answer(&mut tunnel, false).status, 400 | 508), "{host}");
+    }
+    let after = descriptors(&stage);
+    assert!(after < before + 50, "{before} descriptors became {after}");
+}
+
+/// Each node sends its requests by the other: without Via they went round until the descriptors were used up.
+#[test]
+fn two_nodes_that_are_each_others_proxy_end_after_one_turn() {
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (first, second) = (free(), free());
+    let hub = pondhawk_bench::hub::Hub::start(pondhawk_bench::hub::HubOptions::default()).unwrap();
+    let start = |own: u16, other: u16| {
+        let settings = [
+            format!("listen.proxy=127.0.0.1:{own}"),
+            format!("origin.proxy=http://127.0.0.1:{other}"),
+            format!("proxy.ports=[{}]", hub.tls_address().port()),
+            "origin.allow_private=true".to_owned(),
+        ];
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        stage::Node::start(&hub, tempfile::tempdir().unwrap(), &settings)
+    };
+    let nodes = [start(first, second), start(second, first)];
+    let answer = nodes[0].get(&format!("https://{CDN}/plain/x"), &["X-Pondhawk-Use-P2P: false"]);
+    assert_eq!(answer.status, 508, "{answer:?}\n{}", nodes[0].log());
+    for node in &nodes {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", node.daemon.pid())).unwrap().count();
+        assert!(open < 300, "{open} descriptors");
+    }
+}
+
+#[test]
+fn a_file_of_a_pull_request_is_the_same_by_head_and_by_get() {
+    let stage = Stage::open(&[]);
+    stage.hub.add_file_as("owner/model", "refs/pr/1", "config.json", Content::seeded(2_000, 4), false).unwrap();
+    for revision in ["refs/pr/1", "refs%2Fpr%2F1"] {
+        let path = format!("/owner/model/resolve/{revision}/config.json");
+        for method in ["HEAD", "GET"] {
+            assert_eq!(ask(&stage, method, &path, &[]).status, 200, "{method} {path}");
+        }
+    }
+}

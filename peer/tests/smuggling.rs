@@ -145,3 +145,39 @@ fn a_head_that_trickles_is_cut_off() {
     let back = answers(&stage, format!("GET http://{CDN}/ HTTP/1.1\r\nHost: {CDN}\r\nX: ").as_bytes());
     assert!(statuses(&back).iter().all(|status| *status >= 400), "{back}");
 }
+
+/// A request in the form that servers get, with the node in the Hub's place.
+fn mirrored(stage: &Stage, method: &str, path: &str, lines: &str, body: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{lines}\r\n{body}", stage.node.proxy)
+}
+
+/// The mirror once answered a GET or HEAD without reading its body, and then answered the body: behind a server that speaks
+/// TLS and shares its connections, as another client's request.
+#[test]
+fn a_body_of_a_get_or_a_head_is_never_the_next_request() {
+    let stage = open();
+    stage.hub.add_file_as("owner/model", "main", "small.json", Content::seeded(900, 2), false).unwrap();
+    stage.file("large.bin", 200_000, 3);
+    let chunk = format!("{:x}\r\n{HIDDEN}\r\n0\r\n\r\n", HIDDEN.len());
+    let length = format!("Content-Length: {}\r\n", HIDDEN.len());
+    let resolve = "/owner/model/resolve/main";
+    for method in ["GET", "HEAD"] {
+        for path in
+            [format!("{resolve}/small.json"), format!("{resolve}/large.bin"), "/api/models/owner/model".to_owned()]
+        {
+            for (lines, body) in [
+                (length.clone(), HIDDEN),
+                (format!("{length}Expect: 100-continue\r\n"), HIDDEN),
+                ("Transfer-Encoding: chunked\r\n".to_owned(), &*chunk),
+            ] {
+                // Ends the connection where the body was read.
+                let last = mirrored(&stage, "GET", "/api/models/owner/model", "Connection: close\r\n", "");
+                let bytes = mirrored(&stage, method, &path, &lines, body) + &last;
+                let finals =
+                    statuses(&answers(&stage, bytes.as_bytes())).into_iter().filter(|status| *status != 100).count();
+                assert!((1..=2).contains(&finals), "{method} {path} {lines:?}: {finals} answers");
+                assert_eq!(reached(&stage), 0, "{method} {path} {lines:?}: the body was answered");
+            }
+        }
+    }
+}
