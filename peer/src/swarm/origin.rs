@@ -487,7 +487,7 @@ impl Origin {
             Ok(mut request) => {
                 let received = request.headers().get_all(header::VIA).iter().map(HeaderValue::as_bytes);
                 // Bytes that make no field value came from nowhere: each value was one.
-                if let Some(Ok(via)) = self.sent_via(received).map(|via| HeaderValue::try_from(via)) {
+                if let Some(Ok(via)) = self.sent_via(received).map(HeaderValue::try_from) {
                     request.headers_mut().insert(header::VIA, via);
                 }
                 request
