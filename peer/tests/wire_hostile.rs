@@ -17,11 +17,11 @@ use pondhawk::{
     wire::{
         BlameKind, DialError, Identity,
         denials::DeniedPeers,
-        frame::{Frame, Pieces, Response},
+        frame::{Frame, Pieces, Request, Response},
     },
 };
 use pondhawk_scheduler::authority::certificate_key;
-use raw::{GARBAGE, closed, connect, control, dialler, encoded, hello, request};
+use raw::{GARBAGE, application_close, closed, connect, control, dialler, encoded, hello, request};
 use stage::{Cluster, Peer, Sample, on_a_shard};
 
 const FILE: Sample = Sample::SMALL;
@@ -321,4 +321,96 @@ fn a_peer_that_is_denied_loses_its_links_and_gets_no_others() {
             }
         }
     });
+}
+
+#[test]
+fn a_caller_that_resets_streams_without_end_is_disconnected() {
+    /// Ten times what one link may abandon at once.
+    const MOST: usize = 50_000;
+    on_a_shard(async {
+        let cluster = Cluster::new();
+        let (seed, leech) = (Peer::start(&cluster, "seed"), Peer::start(&cluster, "leech"));
+        seed.hold(FILE).await;
+        let evil = dialler(Some(&cluster.identity("evil")), cluster.authority.ca(), WINDOW);
+        let connection = connect(&evil, seed.endpoint.local_addr().unwrap(), "seed").await;
+        let _control = control(&connection, &hello()).await;
+        for _ in 0..MOST {
+            let Ok((mut send, mut recv)) = connection.open_bi().await else { break };
+            let _ = send.write_all(&[1]).await;
+            let _ = (send.reset(0u8.into()), recv.stop(0u8.into()));
+        }
+        let expected = (5, "too many of your requests led to nothing".to_owned());
+        assert_eq!(connection.close_reason().map(application_close), Some(expected));
+        fetch_second_piece(&seed, &leech).await;
+    });
+}
+
+#[test]
+fn a_caller_that_asks_for_what_is_not_there_without_end_is_disconnected() {
+    const MOST: usize = 50_000;
+    on_a_shard(async {
+        let cluster = Cluster::new();
+        let (seed, leech) = (Peer::start(&cluster, "seed"), Peer::start(&cluster, "leech"));
+        seed.hold(FILE).await;
+        let evil = dialler(Some(&cluster.identity("evil")), cluster.authority.ca(), WINDOW);
+        let connection = connect(&evil, seed.endpoint.local_addr().unwrap(), "seed").await;
+        let _control = control(&connection, &hello()).await;
+        for _ in 0..MOST {
+            let Ok((mut send, mut recv)) = connection.open_bi().await else { break };
+            let _ = send.write_all(&Request { task: TaskId([9; 32]), piece: 0, from: 0 }.encode()).await;
+            let _ = send.finish();
+            let _ = recv.read_to_end(64).await;
+        }
+        let expected = (5, "too many of your requests led to nothing".to_owned());
+        assert_eq!(connection.close_reason().map(application_close), Some(expected));
+        fetch_second_piece(&seed, &leech).await;
+    });
+}
+
+#[test]
+fn one_peer_with_connections_without_end_leaves_links_for_others() {
+    /// More than an endpoint serves at all.
+    const MANY: usize = 600;
+    on_a_shard(async {
+        let cluster = Cluster::new();
+        let (seed, leech) = (Peer::start(&cluster, "seed"), Peer::start(&cluster, "leech"));
+        seed.hold(FILE).await;
+        let evil = dialler(Some(&cluster.identity("evil")), cluster.authority.ca(), WINDOW);
+        let address = seed.endpoint.local_addr().unwrap();
+        let mut links = Vec::new();
+        for _ in 0..MANY {
+            // A refused connection is what the test is about.
+            let Ok(connection) = evil.connect(address, "seed.peer.pondhawk.internal").unwrap().await else { break };
+            links.push(connection);
+        }
+        fetch_second_piece(&seed, &leech).await;
+        let open = links.iter().filter(|link| link.close_reason().is_none()).count();
+        assert!(open <= 64, "{open} links of one peer");
+    });
+}
+
+#[test]
+fn handshakes_that_never_end_leave_room_for_peers() {
+    /// More than an endpoint takes at all, so that it would be full without a check of the source address.
+    const MANY: usize = 1200;
+    on_a_shard(async {
+        let cluster = Cluster::new();
+        let (seed, leech) = (Peer::start(&cluster, "seed"), Peer::start(&cluster, "leech"));
+        seed.hold(FILE).await;
+        let (to_seed, first_packets) = (seed.endpoint.local_addr().unwrap(), raw::first_packets(&cluster, MANY).await);
+        let spoofer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for packet in first_packets {
+            spoofer.send_to(&packet, to_seed).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        fetch_second_piece(&seed, &leech).await;
+    });
+}
+
+/// The honest peer's part: one piece, by a link of its own.
+async fn fetch_second_piece(seed: &Peer, leech: &Peer) {
+    let held: Arc<_> = leech.store.create(FILE.meta()).await.unwrap();
+    let link = leech.link_to(seed).await;
+    leech.fetch(&link, &held, 1, FILE.digest(1)).await.unwrap();
+    assert!(held.bitmap().get(1));
 }

@@ -6,7 +6,9 @@ use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, To
 use tokio::time::timeout;
 
 use super::{
-    DialError, Identity, Library, PeerId, Uploads, WireError, code,
+    DialError, Identity, Library, PeerId, Uploads, WireError,
+    callers::{CallerTable, CallerVerdict},
+    code,
     denials::DenialList,
     identity::subject_at,
     serve::{self, Service},
@@ -18,8 +20,6 @@ use crate::trace::Tracer;
 pub(super) const DIAL_WAIT: Duration = Duration::from_secs(5);
 /// Refused callers that are remembered, for status.
 const REFUSALS: usize = 16;
-/// Connections that a shard serves at a time; the ones past it are refused. Each costs some 50 KiB when idle.
-const MAX_SERVED: usize = 512;
 
 /// How an endpoint is set up.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,7 @@ pub struct Endpoint {
     options: Options,
     denials: Arc<DenialList>,
     refusals: RefCell<VecDeque<Refusal>>,
+    callers: RefCell<CallerTable>,
 }
 
 /// Somebody who could not prove to be a peer of this cluster.
@@ -62,7 +63,8 @@ impl Endpoint {
         let quinn = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
             .map_err(socket_failed)?;
         let (client, denials) = (RefCell::new(client), Arc::default());
-        Ok(Self { quinn, client, options, denials, refusals: RefCell::default() })
+        let (refusals, callers) = (RefCell::default(), RefCell::default());
+        Ok(Self { quinn, client, options, denials, refusals, callers })
     }
 
     /// Has no connection with the peers in this list, and ends those that there are when it changes.
@@ -88,17 +90,39 @@ impl Endpoint {
     pub async fn serve(self: Rc<Self>, library: impl Library, uploads: Arc<Uploads>, tracer: Tracer) {
         let service = Rc::new(Service::new(library, uploads, tracer));
         while let Some(incoming) = self.quinn.accept().await {
-            if self.quinn.open_connections() > MAX_SERVED {
-                incoming.refuse();
-                continue;
-            }
+            let Some(incoming) = self.admit(incoming) else { continue };
             let (endpoint, service) = (Rc::clone(&self), Rc::clone(&service));
             tokio_uring::spawn(async move {
-                if let Some((peer, connection)) = endpoint.meet(incoming).await {
-                    serve::serve(&service, &peer, &connection).await;
+                let (address, is_validated) = (incoming.remote_address().ip(), incoming.remote_address_validated());
+                let met = endpoint.meet(incoming).await;
+                endpoint.callers.borrow_mut().end_handshake(address, is_validated);
+                if let Some((peer, connection)) = met {
+                    endpoint.serve_link(&service, &peer, &connection).await;
                 }
             });
         }
+    }
+
+    /// A caller that has a place among the handshakes; the others are answered and dropped.
+    fn admit(&self, incoming: Incoming) -> Option<Incoming> {
+        let address = incoming.remote_address().ip();
+        match self.callers.borrow_mut().begin_handshake(address, incoming.remote_address_validated()) {
+            CallerVerdict::Admit => return Some(incoming),
+            // Fails only for a validated address, which is never asked again.
+            CallerVerdict::Validate => drop(incoming.retry()),
+            CallerVerdict::Refuse => incoming.refuse(),
+        }
+        None
+    }
+
+    /// Serves a peer within its share of the links.
+    async fn serve_link<L: Library>(&self, service: &Rc<Service<L>>, peer: &PeerId, connection: &Connection) {
+        let Some(blocks) = self.callers.borrow_mut().begin_link(peer) else {
+            tracing::debug!(%peer, "a link is refused: the peer, or the node, has too many");
+            return connection.close(code::TOO_MUCH, b"you have too many links, or this node has");
+        };
+        serve::serve(service, peer, connection, blocks).await;
+        self.callers.borrow_mut().end_link(peer);
     }
 
     /// The last callers that were refused, oldest first.

@@ -6,6 +6,7 @@
 
 mod announce;
 mod blame;
+mod callers;
 pub mod denials;
 mod endpoint;
 mod expiry;
@@ -57,7 +58,7 @@ mod code {
     pub(super) const EXPIRED: VarInt = VarInt::from_u32(3);
     /// The other end said nothing, or took nothing, for too long.
     pub(super) const SILENT: VarInt = VarInt::from_u32(4);
-    /// More is asked for on one link than there is room for.
+    /// More is asked for on one link, or by one peer, than there is room for.
     pub(super) const TOO_MUCH: VarInt = VarInt::from_u32(5);
     /// The other end is denied by a scheduler.
     pub(super) const DENIED: VarInt = VarInt::from_u32(7);

@@ -1,6 +1,12 @@
 //! The parent's side of a link: reads what the other peer follows and which pieces it wants.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::{
@@ -11,8 +17,8 @@ use tokio::{
 use super::{
     PROGRESS, PeerId, Stop, Uploads, announce, code, expiry,
     frame::{Decoder, Frame, FrameError, VERSION},
+    rate::Bucket,
     upload,
-    uploads::LINK_BLOCKS,
 };
 use crate::{
     store::{Held, Store, Verdict},
@@ -24,6 +30,15 @@ use crate::{
 const MAX_FOLLOWED: usize = 256;
 /// Opening a stored task's files takes a thread: so many at a time.
 const OPENING: usize = 4;
+/// What a link's requests may cost a second that lead to no piece. A peer that keeps to the protocol makes some; one that
+/// makes nothing else would take the shard from everyone (compare CVE-2023-44487 of HTTP/2).
+const MAX_WASTE: u64 = 4000;
+/// As much may be wasted at once as [`MAX_WASTE`] allows in this time.
+const WASTE_BURST: Duration = Duration::from_secs(4);
+/// A request that was reset, or is for a piece that is not here, in the units of [`MAX_WASTE`].
+pub(super) const ABANDONED: u64 = 4;
+/// A request that comes while all places are taken: every link of a full node makes them, some ten a second and stream.
+pub(super) const TURNED_AWAY: u64 = 1;
 /// Bytes of a control stream read at a time.
 const READ: usize = 4096;
 
@@ -57,12 +72,14 @@ pub(super) struct Served<L> {
     pub(super) service: Rc<Service<L>>,
     pub(super) peer: PeerId,
     pub(super) connection: Connection,
-    /// Memory of its uploads.
+    /// Memory of the peer's uploads, over all its links.
     pub(super) blocks: Arc<Semaphore>,
     followed: RefCell<HashMap<TaskId, Rc<Followed>>>,
     /// Announcements that have not ended.
     announcing: Rc<()>,
     control: Mutex<SendStream>,
+    /// What its requests cost that led to no piece.
+    waste: RefCell<Bucket>,
 }
 
 /// A task that the other peer follows.
@@ -96,14 +113,20 @@ impl<L: Library> Service<L> {
 }
 
 /// Answers a peer until its connection ends. Closes it where what comes is garbage.
-pub(super) async fn serve<L: Library>(service: &Rc<Service<L>>, peer: &PeerId, connection: &Connection) {
+pub(super) async fn serve<L: Library>(
+    service: &Rc<Service<L>>,
+    peer: &PeerId,
+    connection: &Connection,
+    blocks: Arc<Semaphore>,
+) {
     tracing::debug!(%peer, address = %connection.remote_address(), "a peer is linked");
     let Some((send, recv)) = control(connection).await else { return };
     let link = Rc::new(Served {
         service: Rc::clone(service),
         peer: peer.clone(),
         connection: connection.clone(),
-        blocks: Arc::new(Semaphore::new(LINK_BLOCKS)),
+        blocks,
+        waste: RefCell::new(Bucket::new(MAX_WASTE)),
         followed: RefCell::default(),
         announcing: Rc::default(),
         control: Mutex::new(send),
@@ -244,6 +267,16 @@ impl<L: Library> Served<L> {
                 self.connection.close(code::SILENT, b"you read no control frames");
                 false
             }
+        }
+    }
+
+    /// Counts a request that led to no piece. Closes the link of a peer that makes too many.
+    pub(super) fn waste(&self, cost: u64) {
+        let (mut waste, now) = (self.waste.borrow_mut(), Instant::now());
+        waste.take(now, cost);
+        if waste.debt(now) > WASTE_BURST && self.connection.close_reason().is_none() {
+            tracing::warn!(peer = %self.peer, "a peer's link is closed: too many of its requests led to nothing");
+            self.connection.close(code::TOO_MUCH, b"too many of your requests led to nothing");
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{
     Library, PROGRESS, code,
     frame::{Frame, FrameError, Request, Response},
-    serve::Served,
+    serve::{ABANDONED, Served, TURNED_AWAY},
     uploads::{BLOCK, Refused, Upload},
 };
 use crate::{store::Held, uring::file};
@@ -29,12 +29,16 @@ pub(super) async fn answer<L: Library>(
         Ok(Ok(())) => Request::decode(&head)?,
         Ok(Err(quinn::ReadExactError::FinishedEarly(_))) => return Err(FrameError::Head),
         // The caller changed its mind, or the link is over: nobody waits for an answer.
-        Ok(Err(_)) | Err(_) => return Ok(()),
+        Ok(Err(_)) | Err(_) => {
+            link.waste(ABANDONED);
+            return Ok(());
+        }
     };
     // Kept until the piece is sent: its span ends with the last one, though the other peer has all and follows no more.
     let followed = link.followed(&request.task);
     followed.iter().for_each(|followed| followed.served(0, 0));
     let Some(held) = link.find(request.task).await.filter(|held| held.bitmap().get(request.piece)) else {
+        link.waste(ABANDONED);
         respond(&mut send, Response::Missing).await;
         return Ok(());
     };
@@ -44,10 +48,14 @@ pub(super) async fn answer<L: Library>(
             match send_piece(link, &upload, &mut send, &held, request).await {
                 Ok(bytes) => followed.iter().for_each(|followed| followed.served(1, bytes)),
                 // Fails only if the stream is over, which is what it is for.
-                Err(_) => drop(send.reset(code::READ_FAILED)),
+                Err(_) => {
+                    link.waste(ABANDONED);
+                    drop(send.reset(code::READ_FAILED));
+                }
             }
         }
         Err(refused) => {
+            link.waste(TURNED_AWAY);
             respond(&mut send, Response::Busy).await;
             if let Refused::Backlog(wait) = refused {
                 let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);

@@ -1,7 +1,8 @@
 //! Peers that do not keep to the protocol: quinn itself with a certificate of the cluster, or none.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
+use crate::stage::Cluster;
 use pondhawk::{
     task::TaskId,
     wire::{
@@ -66,12 +67,36 @@ pub(crate) fn hello() -> Vec<u8> {
 
 /// The application code and text with which the other end closes the connection.
 pub(crate) async fn closed(connection: &Connection) -> (u64, String) {
-    match connection.closed().await {
+    application_close(connection.closed().await)
+}
+
+/// The application code and text of a close by the other end.
+pub(crate) fn application_close(reason: ConnectionError) -> (u64, String) {
+    match reason {
         ConnectionError::ApplicationClosed(close) => {
             (close.error_code.into_inner(), String::from_utf8_lossy(&close.reason).into_owned())
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The first packets of so many handshakes, each of a connection of its own. They are received here, so that none was sent
+/// to a peer yet.
+pub(crate) async fn first_packets(cluster: &Cluster, count: usize) -> Vec<Vec<u8>> {
+    let sink = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = dialler(Some(&cluster.identity("spoofer")), cluster.authority.ca(), 1 << 20);
+    let mut packets: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+    let mut dials = Vec::new();
+    while packets.len() < count {
+        dials.push(endpoint.connect(sink.local_addr().unwrap(), "seed.peer.pondhawk.internal").unwrap());
+        let mut packet = vec![0; 2048];
+        let len = sink.recv(&mut packet).await.unwrap();
+        packet.truncate(len);
+        // The destination's connection ID (RFC 9000 section 17.2): what is sent again names the same one.
+        let id = packet[6..6 + usize::from(packet[5])].to_vec();
+        packets.entry(id).or_insert(packet);
+    }
+    packets.into_values().collect()
 }
 
 /// A request for a piece, on a stream of its own.
