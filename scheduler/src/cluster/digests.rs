@@ -1,13 +1,14 @@
 //! Digests of pieces: the first report counts until somebody disagrees [pure].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::disputes::Dispute;
 use super::doubts::Doubts;
-use super::pieces::{Bits, without};
+use super::piece_set::PieceSet;
+use super::pieces::{subtract, tidied};
 use super::{Cluster, Directive};
 
 /// A holder that was asked for digests has this long; then others are asked for the same.
@@ -23,8 +24,10 @@ const MAX_ASKED: u32 = 8_192;
 const MAX_ASKED_RUNS: usize = 512;
 /// Digests kept, and told, together: 32 KiB in one directive.
 pub const CHUNK: u32 = 1_024;
-/// Bytes a digest takes: itself, who reported it, and a copy that is shared between those told.
-const BYTES: usize = 32 + 4 + 32;
+/// Bytes that a digest takes: itself and who reported it, and a copy that is shared between those told.
+const BYTES: usize = size_of::<Report>() + 32;
+/// Places of tasks that are gone before the order of tasks with digests is tidied.
+const STALE_PLACES: usize = 1_024;
 /// A new digest is told this much later for each peer that wants it, so that a big crowd is told of many at once.
 const PATIENCE: Duration = Duration::from_micros(10);
 /// The first one after this long is told at once.
@@ -43,15 +46,19 @@ pub struct DigestRun {
 
 #[derive(Debug, Default)]
 pub(super) struct Digests {
-    pub(super) known: Bits,
+    pub(super) known: PieceSet,
     /// By piece / [`CHUNK`].
     chunks: BTreeMap<u32, Chunk>,
+    /// What the chunks take, by [`BYTES`].
+    bytes: usize,
+    /// In `Cluster::digest_order`.
+    pub(super) ordered: bool,
     /// Pieces to push.
     fresh: Vec<u32>,
     pushed: Duration,
     /// Who was asked last, pieces that were asked for, and since when.
     asked: Option<u32>,
-    asked_for: Bits,
+    asked_for: PieceSet,
     asked_since: Duration,
     /// The next search is planned.
     seeking: bool,
@@ -59,13 +66,32 @@ pub(super) struct Digests {
     pub(super) doubts: Doubts,
 }
 
-#[derive(Debug)]
+/// Room for what was reported, and not for all that could be: a digest alone in its chunk is one report.
+#[derive(Debug, Default)]
 struct Chunk {
-    values: Box<[[u8; 32]]>,
-    /// Who reported first.
-    reporters: Box<[u32]>,
+    /// By their place in the chunk, rising.
+    reports: Vec<Report>,
     /// All that is known of the chunk, as told.
     told: Option<Arc<[DigestRun]>>,
+}
+
+/// The first report of a piece's digest.
+#[derive(Clone, Copy, Debug)]
+struct Report {
+    place: u16,
+    reporter: u32,
+    digest: [u8; 32],
+}
+
+impl Chunk {
+    fn find(&self, piece: u32) -> Result<usize, usize> {
+        self.reports.binary_search_by_key(&place(piece), |report| report.place)
+    }
+}
+
+/// A piece's place in its chunk.
+fn place(piece: u32) -> u16 {
+    (piece % CHUNK) as u16
 }
 
 impl Digests {
@@ -76,8 +102,8 @@ impl Digests {
     /// The same of a piece whose digest is doubted, too.
     pub(super) fn said(&self, piece: u32) -> Option<(u32, [u8; 32])> {
         let chunk = self.chunks.get(&(piece / CHUNK))?;
-        let at = (piece % CHUNK) as usize;
-        Some((chunk.reporters[at], chunk.values[at]))
+        let report = &chunk.reports[chunk.find(piece).ok()?];
+        Some((report.reporter, report.digest))
     }
 
     /// Pieces whose digest this peer reported first.
@@ -87,51 +113,59 @@ impl Digests {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.chunks.values().map(|chunk| chunk.values.len() * BYTES).sum()
+        self.bytes
     }
 
     /// Takes a digest in; returns the bytes that it takes anew.
     fn put(&mut self, piece: u32, pieces: u32, peer: u32, digest: [u8; 32]) -> usize {
-        let start = piece / CHUNK * CHUNK;
-        let len = (pieces - start).min(CHUNK) as usize;
-        let before = self.chunks.len();
-        let chunk = self.chunks.entry(piece / CHUNK).or_insert_with(|| Chunk {
-            values: vec![[0; 32]; len].into(),
-            reporters: vec![u32::MAX; len].into(),
-            told: None,
-        });
-        chunk.values[(piece - start) as usize] = digest;
-        chunk.reporters[(piece - start) as usize] = peer;
+        let chunk = self.chunks.entry(piece / CHUNK).or_default();
+        let report = Report { place: place(piece), reporter: peer, digest };
+        let before = chunk.reports.capacity();
+        match chunk.find(piece) {
+            Ok(at) => chunk.reports[at] = report,
+            Err(at) => {
+                if chunk.reports.len() == before {
+                    chunk.reports.reserve_exact(before / 4 + 4);
+                }
+                chunk.reports.insert(at, report);
+            }
+        }
         chunk.told = None;
+        let more = (chunk.reports.capacity() - before) * BYTES;
+        self.bytes += more;
         self.known.set(piece..piece + 1, pieces);
         self.fresh.push(piece);
-        (self.chunks.len() - before) * len * BYTES
+        more
     }
 
-    pub(super) fn void(&mut self, piece: u32) {
-        self.known.clear(piece..piece + 1);
+    pub(super) fn void(&mut self, piece: u32, pieces: u32) {
+        self.known.clear(piece..piece + 1, pieces);
         if let Some(chunk) = self.chunks.get_mut(&(piece / CHUNK)) {
             chunk.told = None;
         }
     }
 
     /// Nothing is known any more, though what was said is kept; the pieces that it was said of.
-    pub(super) fn void_all(&mut self) -> Bits {
+    pub(super) fn void_all(&mut self) -> PieceSet {
         self.chunks.values_mut().for_each(|chunk| chunk.told = None);
         std::mem::take(&mut self.known)
     }
 
     fn forget(&mut self) {
-        self.known = Bits::default();
+        self.known = PieceSet::default();
         self.chunks.clear();
-        self.fresh.clear();
+        self.bytes = 0;
+        self.fresh = Vec::new();
     }
 
     /// What is known within pieces of one chunk.
     fn runs(&self, within: &Range<u32>) -> Vec<DigestRun> {
         let Some(chunk) = self.chunks.get(&(within.start / CHUNK)) else { return Vec::new() };
-        let base = within.start / CHUNK * CHUNK;
-        let values = |run: &Range<u32>| chunk.values[(run.start - base) as usize..(run.end - base) as usize].to_vec();
+        let values = |run: &Range<u32>| {
+            let first = chunk.find(run.start).unwrap_or_else(|at| at);
+            let reports = chunk.reports[first..].iter().take((run.end - run.start) as usize);
+            reports.map(|report| report.digest).collect()
+        };
         let known = self.known.runs(within.clone(), true);
         known.into_iter().map(|run| DigestRun { first: run.start, digests: values(&run) }).collect()
     }
@@ -154,12 +188,12 @@ impl Digests {
 
     /// What came since the last call, at most a chunk's worth each.
     fn take_fresh(&mut self, pieces: u32) -> Vec<Arc<[DigestRun]>> {
-        let mut bits = Bits::default();
+        let mut news = PieceSet::default();
         for piece in std::mem::take(&mut self.fresh) {
-            bits.set(piece..piece + 1, pieces);
+            news.set(piece..piece + 1, pieces);
         }
         let mut by_chunk: BTreeMap<u32, Vec<DigestRun>> = BTreeMap::new();
-        for run in bits.runs(0..pieces, true) {
+        for run in news.runs(0..pieces, true) {
             for index in run.start / CHUNK..=(run.end - 1) / CHUNK {
                 let part = run.start.max(index * CHUNK)..run.end.min((index + 1) * CHUNK);
                 by_chunk.entry(index).or_default().extend(self.runs(&part));
@@ -207,10 +241,14 @@ impl Cluster {
         let Some(task) = self.task(at) else { return };
         let pieces = task.pieces;
         let more = task.digests.put(piece, pieces, peer, digest);
+        let is_new = more > 0 && !std::mem::replace(&mut task.digests.ordered, true);
         self.fresh.insert(at);
         if more > 0 {
+            if is_new {
+                self.digest_order.push_back(at);
+                self.tidy_digest_order();
+            }
             self.digest_bytes += more;
-            self.digest_order.push_back(at);
             self.bound_digests(at);
         }
     }
@@ -229,10 +267,22 @@ impl Cluster {
                     continue;
                 }
                 let freed = task.digests.bytes();
+                task.digests.ordered = false;
                 task.digests.forget();
                 self.digest_bytes -= freed;
             }
         }
+    }
+
+    /// Drops the places of tasks that are gone, once they outnumber the tasks.
+    fn tidy_digest_order(&mut self) {
+        if self.digest_order.len() <= 2 * self.by_name.len() + STALE_PLACES {
+            return;
+        }
+        let mut order = std::mem::take(&mut self.digest_order);
+        let mut kept = BTreeSet::new();
+        order.retain(|&at| self.seen(at).is_some_and(|task| task.digests.ordered) && kept.insert(at));
+        self.digest_order = order;
     }
 
     /// All that is known, to a peer that begins to want.
@@ -296,13 +346,13 @@ impl Cluster {
 
     fn seek(&mut self, now: Duration, at: u32) {
         let Some(task) = self.task(at) else { return };
-        let known = task.digests.known.beyond(&Bits::default());
+        let known = task.digests.known.count();
         task.digests.seeking = task.wanters > 0 && known < task.pieces;
         if !task.digests.seeking {
             return;
         }
         if task.digests.asked_since + ASK_AGAIN <= now {
-            task.digests.asked_for = Bits::default();
+            task.digests.asked_for = PieceSet::default();
             task.digests.asked_since = now;
         }
         for _ in 0..ASK_AT_ONCE {
@@ -318,9 +368,9 @@ impl Cluster {
         let first = self.random(count);
         let task = self.seen(at)?;
         let mut known = task.digests.known.clone();
-        known.join(&task.digests.asked_for);
-        known.join(&task.digests.doubts.pieces);
-        let lacking = task.pieces - known.beyond(&Bits::default());
+        known.join(&task.digests.asked_for, task.pieces);
+        known.join(&task.digests.doubts.pieces, task.pieces);
+        let lacking = task.pieces - known.count();
         let entries = task.entries.iter().cycle().skip(first).take(count.min(LOOK_AT)).filter(|entry| entry.held > 0);
         let new = |entry: &super::tasks::Entry| match entry.complete {
             true => lacking,
@@ -338,13 +388,12 @@ impl Cluster {
             true => std::iter::once(0..task.pieces).collect(),
             false => entry.have.runs(0..task.pieces, true),
         };
-        let mut missing: Vec<Range<u32>> =
-            held.into_iter().flat_map(|run| task.digests.known.runs(run, false)).collect();
-        for not in [&task.digests.asked_for, &task.digests.doubts.pieces] {
-            missing = missing.into_iter().flat_map(|run| not.runs(run, false)).collect();
-        }
-        for (piece, _) in task.digests.disputed() {
-            missing = without(&missing, &(piece..piece + 1));
+        let whole = 0..task.pieces;
+        let disputed = task.digests.disputed().map(|(piece, _)| piece..piece + 1);
+        let disputed = tidied(disputed.collect(), task.pieces, usize::MAX);
+        let mut missing = subtract(&held, &disputed);
+        for not in [&task.digests.known, &task.digests.asked_for, &task.digests.doubts.pieces] {
+            missing = subtract(&missing, &not.runs(whole.clone(), true));
         }
         let mut asked = 0;
         missing.truncate(MAX_ASKED_RUNS);

@@ -1,8 +1,10 @@
 //! Pieces on whose digest peers disagree, and who lied [pure].
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::digests::Digests;
+use super::pieces::tidied;
 use super::{Cluster, Directive};
 
 /// Claims kept of a disputed piece.
@@ -28,6 +30,16 @@ impl Digests {
         self.doubts.pieces.has(piece) || self.disputes.iter().any(|dispute| dispute.piece == piece)
     }
 
+    /// The same for all pieces of a run: rising, disjoint.
+    pub(super) fn disputed_within(&self, run: &Range<u32>) -> Vec<Range<u32>> {
+        if !self.any_disputed() {
+            return Vec::new();
+        }
+        let disputed = self.disputes.iter().map(|dispute| dispute.piece).filter(|piece| run.contains(piece));
+        let single = disputed.map(|piece| piece..piece + 1);
+        tidied(self.doubts.pieces.runs(run.clone(), true).into_iter().chain(single).collect(), run.end, usize::MAX)
+    }
+
     /// Whether there is any such piece.
     pub(super) fn any_disputed(&self) -> bool {
         self.doubts.any() || !self.disputes.is_empty()
@@ -45,7 +57,7 @@ impl Cluster {
         let Some(task) = self.task(at) else { return };
         let Some((first, known)) = task.digests.of(piece) else { return };
         let was_held = task.is_held(piece);
-        task.digests.void(piece);
+        task.digests.void(piece, task.pieces);
         if first == second {
             // It fetched the piece again and got other bytes; nobody else has seen it at the origin yet.
             self.take_back(at, piece, &[second]);
@@ -122,7 +134,7 @@ impl Cluster {
                 let Some(task) = self.task(at) else { continue };
                 let Some((_, said)) = task.digests.of(piece) else { continue };
                 let was_held = task.is_held(piece);
-                task.digests.void(piece);
+                task.digests.void(piece, task.pieces);
                 if task.digests.disputes.len() < MAX_DISPUTES {
                     task.digests.disputes.push(Dispute { piece, claims: vec![(liar, said)] });
                     if was_held {

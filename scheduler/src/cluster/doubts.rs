@@ -7,7 +7,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::pieces::{Bits, append, without};
+use super::piece_set::PieceSet;
+use super::pieces::{append, subtract, without};
 use super::{Cluster, Task};
 
 /// A task is not doubted again before this.
@@ -18,7 +19,7 @@ const SECOND_OPINION: Duration = Duration::from_secs(5);
 /// Digests of a task that are to be said once more.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
-    pub(super) pieces: Bits,
+    pub(super) pieces: PieceSet,
     left: u32,
     began: Option<Duration>,
     /// When one was last settled.
@@ -30,8 +31,8 @@ impl Doubts {
         self.left > 0
     }
 
-    fn settle(&mut self, now: Duration, piece: u32) {
-        self.left -= self.pieces.clear(piece..piece + 1);
+    fn settle(&mut self, now: Duration, piece: u32, pieces: u32) {
+        self.left -= self.pieces.clear(piece..piece + 1, pieces);
         self.moved = now;
     }
 }
@@ -64,10 +65,9 @@ impl Cluster {
             return;
         }
         let known = task.digests.known.runs(0..task.pieces, true);
-        let mut held = Vec::new();
-        known.into_iter().flatten().filter(|&piece| task.is_held(piece)).for_each(|piece| append(&mut held, piece));
+        let held = subtract(&known, &task.unheld(0..task.pieces));
         let pieces = task.digests.void_all();
-        let left = pieces.beyond(&Bits::default());
+        let left = pieces.count();
         task.digests.doubts = Doubts { pieces, left, began: Some(now), moved: now };
         self.counts.doubts += 1;
         held.iter().for_each(|run| self.unhold(at, run));
@@ -87,7 +87,7 @@ impl Cluster {
             return;
         }
         if let Some(task) = self.task(at) {
-            task.digests.doubts.settle(now, piece);
+            task.digests.doubts.settle(now, piece, task.pieces);
         }
         if said != digest && first != peer && !self.is_banned(now, first) {
             return self.contest(at, piece, (first, said), (peer, digest));

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::pieces::{Bits, append, tidied, without};
+use super::piece_set::PieceSet;
+use super::pieces::{subtract, tidied};
 use super::sessions::Check;
 use super::tasks::{Owes, Task};
 use super::{Cluster, Progress, TaskName};
@@ -20,14 +21,32 @@ const SAY_AGAIN: Duration = Duration::from_secs(5);
 impl Task {
     /// A disputed piece is held by nobody, whatever peers have of it.
     pub(super) fn is_held(&self, piece: u32) -> bool {
-        (self.complete > 0 || self.holders[piece as usize] > 0) && !self.digests.is_disputed(piece)
+        (self.complete > 0 || self.holders.get(piece) > 0) && !self.digests.is_disputed(piece)
     }
 
-    /// The runs of `run` that nobody holds.
+    /// The runs of `run` without a holder. Work follows from the runs that peers have reported, not from the length of `run`.
     pub(super) fn unheld(&self, run: Range<u32>) -> Vec<Range<u32>> {
-        let mut runs = Vec::new();
-        run.filter(|&piece| !self.is_held(piece)).for_each(|piece| append(&mut runs, piece));
-        runs
+        let run = run.start..run.end.min(self.pieces);
+        let empty = if self.complete > 0 { Vec::new() } else { self.holders.empty_runs(run.clone()) };
+        let disputed = self.digests.disputed_within(&run);
+        match disputed.is_empty() {
+            true => empty,
+            false => tidied(empty.into_iter().chain(disputed).collect(), self.pieces, usize::MAX),
+        }
+    }
+
+    /// The last piece of `run` without a holder.
+    pub(super) fn last_unheld(&self, run: Range<u32>) -> Option<u32> {
+        self.unheld(run).last().map(|run| run.end - 1)
+    }
+
+    /// Rising runs without the pieces whose holders do not count.
+    fn undisputed(&self, runs: Vec<Range<u32>>) -> Vec<Range<u32>> {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return runs };
+        match self.digests.disputed_within(&(first.start..last.end)) {
+            disputed if disputed.is_empty() => runs,
+            disputed => subtract(&runs, &disputed),
+        }
     }
 }
 
@@ -116,9 +135,8 @@ impl Cluster {
         } else {
             let have = tidied(have, pieces, usize::MAX);
             if entry.held > 0 {
-                let all = std::iter::once(0..pieces).collect();
-                let lost: Vec<Range<u32>> = have.iter().fold(all, |rest: Vec<_>, run| without(&rest, run));
-                lost.into_iter().for_each(|run| self.lose(at, peer, run));
+                let all: Vec<Range<u32>> = std::iter::once(0..pieces).collect();
+                subtract(&all, &have).into_iter().for_each(|run| self.lose(at, peer, run));
             }
             have.into_iter().for_each(|run| self.gain(now, at, peer, run));
         }
@@ -162,13 +180,8 @@ impl Cluster {
 
     fn count_up(&mut self, at: u32, peer: u32, run: Range<u32>) {
         let Some(task) = self.task(at) else { return };
-        let mut first = Vec::new();
-        for piece in run {
-            task.holders[piece as usize] += 1;
-            if task.holders[piece as usize] == 1 && task.is_held(piece) && task.complete == 0 {
-                append(&mut first, piece);
-            }
-        }
+        let first = task.holders.raise(run, task.pieces);
+        let first = if task.complete == 0 { task.undisputed(first) } else { Vec::new() };
         if !first.is_empty() {
             self.hold(at, &first, peer);
         }
@@ -185,9 +198,8 @@ impl Cluster {
         let Some(task) = self.task(at) else { return };
         let first = if task.complete == 0 { task.unheld(0..pieces) } else { Vec::new() };
         task.complete += 1;
-        had.into_iter().flatten().for_each(|piece| task.holders[piece as usize] -= 1);
-        let disputed = if first.is_empty() { Vec::new() } else { task.unheld(0..pieces) };
-        let held = disputed.iter().fold(first, |rest, piece| without(&rest, piece));
+        had.into_iter().for_each(|run| drop(task.holders.lower(run, pieces)));
+        let held = task.undisputed(first);
         self.hold(at, &held, peer);
         self.part_from_complete(at, peer);
     }
@@ -201,11 +213,11 @@ impl Cluster {
             entry.have.set(0..pieces, pieces);
         }
         let gone = entry.have.runs(run.clone(), true);
-        entry.held -= entry.have.clear(run);
+        entry.held -= entry.have.clear(run, pieces);
         let Some(task) = self.task(at) else { return };
         if was_complete {
             task.complete -= 1;
-            task.holders.iter_mut().for_each(|holders| *holders += 1);
+            task.holders.raise(0..pieces, pieces);
         }
         let lost = !gone.is_empty();
         for run in gone {
@@ -231,21 +243,15 @@ impl Cluster {
         } else if entry.held > 0 {
             self.lose(at, peer, 0..u32::MAX);
             if let Some(entry) = self.entry(at, peer) {
-                entry.have = Bits::default();
+                entry.have = PieceSet::default();
             }
         }
     }
 
     fn count_down(&mut self, at: u32, run: Range<u32>) {
         let Some(task) = self.task(at) else { return };
-        let mut last = Vec::new();
-        for piece in run {
-            let was_held = task.is_held(piece);
-            task.holders[piece as usize] -= 1;
-            if was_held && !task.is_held(piece) {
-                append(&mut last, piece);
-            }
-        }
+        let last = task.holders.lower(run, task.pieces);
+        let last = if task.complete == 0 { task.undisputed(last) } else { Vec::new() };
         for run in last {
             self.unhold(at, &run);
         }

@@ -49,7 +49,7 @@ impl Cluster {
         let budget = self.options.origin_connections;
         let asked = self.seen_entry(at, peer).map_or(0, |entry| u32::from(entry.connections));
         let connections = if asked == 0 { self.options.peer_connections } else { asked }.min(budget);
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return false };
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_deref_mut) else { return false };
         let Some(name) = task.host.clone() else { return false };
         let host = self.hosts.entry(Arc::clone(&name)).or_default();
         let known = task.fetchers.contains_key(&peer);
@@ -69,7 +69,7 @@ impl Cluster {
     }
 
     pub(super) fn release_if_idle(&mut self, at: u32, peer: u32) {
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_deref_mut) else { return };
         if task.fetchers.get(&peer).is_none_or(|fetcher| fetcher.leases > 0) {
             return;
         }
@@ -83,7 +83,7 @@ impl Cluster {
     /// The origin asks for less: all that fetch from it are told.
     pub(super) fn pause(&mut self, now: Duration, at: u32, peer: u32, retry: Duration) {
         let pause = if retry.is_zero() { PAUSE } else { retry.min(MAX_PAUSE) };
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_deref_mut) else { return };
         let Some(name) = task.fetchers.get(&peer).and_then(|fetcher| fetcher.host.clone()).or(task.host.clone()) else {
             return;
         };

@@ -203,8 +203,9 @@ impl Cluster {
         fetcher.leases += 1;
         fetcher.left += left;
         fetcher.run = run.end - run.start;
-        self.leases.insert(id, Lease { task: at, peer, start: run.start, end: run.end, left, moved: now });
-        self.lease_ends.insert((now + silence, id));
+        let due = now + silence;
+        self.leases.insert(id, Lease { task: at, peer, start: run.start, end: run.end, left, moved: now, due });
+        self.lease_ends.insert((due, id));
         self.tell(peer, Directive::Lease { id, task: name, pieces: run, silence });
     }
 
@@ -216,7 +217,7 @@ impl Cluster {
         let tails = others.filter_map(|&id| Some((id, self.tail(id, window)?)));
         let Some((id, tail)) = tails.max_by_key(|(_, tail)| tail.end - tail.start) else { return false };
         // Others may hold the end of it by now.
-        let Some(last) = tail.clone().rev().find(|&piece| !task.is_held(piece)) else { return false };
+        let Some(last) = task.last_unheld(tail.clone()) else { return false };
         let cut = (tail.start + (tail.end - tail.start) / 2).min(last);
         self.shorten(id, cut);
         self.lease(now, at, peer, cut..tail.end);
@@ -246,7 +247,7 @@ impl Cluster {
         let Some(lease) = self.leases.get_mut(&id) else { return };
         let cut = end..std::mem::replace(&mut lease.end, end);
         let (at, holder, pieces) = (lease.task, lease.peer, lease.start..end);
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_deref_mut) else { return };
         let gone: u32 = task.unheld(cut).iter().map(|run| run.end - run.start).sum();
         lease.left -= gone;
         if let Some(fetcher) = task.fetchers.get_mut(&holder) {
@@ -294,7 +295,7 @@ impl Cluster {
     pub(super) fn hold(&mut self, at: u32, runs: &[Range<u32>], by: u32) {
         let mut touched = Vec::new();
         for run in runs {
-            let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+            let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_deref_mut) else { return };
             task.free.remove(run.clone());
             for id in task.leases_in(run) {
                 let Some(lease) = self.leases.get_mut(&id) else { continue };
@@ -329,8 +330,8 @@ impl Cluster {
         let Some(entry) = self.seen_entry(at, peer) else { return };
         let own = |id: &u64| self.leases.get(id).filter(|lease| lease.peer == peer);
         let done = |lease: &Lease| {
-            let mut left = task.unheld(lease.start..lease.end).into_iter().flatten();
-            left.all(|piece| entry.complete || entry.have.has(piece))
+            let mut left = task.unheld(lease.start..lease.end).into_iter();
+            left.all(|run| entry.complete || entry.have.count_within(run.clone()) == run.end - run.start)
         };
         let ended: Vec<u64> = task.leases_in(run).into_iter().filter(|id| own(id).is_some_and(done)).collect();
         for id in ended {
@@ -344,7 +345,7 @@ impl Cluster {
     fn trim(&mut self, id: u64) {
         let Some(lease) = self.leases.get(&id) else { return };
         let Some(task) = self.seen(lease.task) else { return };
-        let last = (lease.start..lease.end).rev().find(|&piece| !task.is_held(piece));
+        let last = task.last_unheld(lease.start..lease.end);
         if let Some(last) = last.filter(|last| last + 1 < lease.end) {
             self.shorten(id, last + 1);
         }
@@ -352,7 +353,7 @@ impl Cluster {
 
     /// Pieces that nobody holds any more: a lease's again, or free.
     pub(super) fn unhold(&mut self, at: u32, run: &Range<u32>) {
-        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::as_deref_mut) else { return };
         let mut free: Vec<Range<u32>> = std::iter::once(run.clone()).collect();
         for id in task.leases_in(run) {
             let Some(lease) = self.leases.get_mut(&id) else { continue };
@@ -396,6 +397,7 @@ impl Cluster {
     /// Ends a lease; what nobody holds of it is free again.
     fn finish(&mut self, id: u64, tell: bool) {
         let Some(lease) = self.leases.remove(&id) else { return };
+        self.lease_ends.remove(&(lease.due, id));
         if let Some(task) = self.task(lease.task) {
             task.leases.remove(&lease.start);
             if lease.left > 0 {
@@ -426,9 +428,10 @@ impl Cluster {
         let silence = self.options.silence;
         while let Some((_, id)) = self.lease_ends.first().copied().filter(|&(due, _)| due <= now) {
             self.lease_ends.pop_first();
-            let Some(lease) = self.leases.get(&id) else { continue };
+            let Some(lease) = self.leases.get_mut(&id) else { continue };
             if lease.moved + silence > now {
-                self.lease_ends.insert((lease.moved + silence, id));
+                lease.due = lease.moved + silence;
+                self.lease_ends.insert((lease.due, id));
                 continue;
             }
             let (at, peer) = (lease.task, lease.peer);

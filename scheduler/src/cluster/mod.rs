@@ -9,10 +9,12 @@ mod counts;
 mod digests;
 mod disputes;
 mod doubts;
+mod holders;
 mod holdings;
 mod hosts;
 mod leases;
 mod membership;
+mod piece_set;
 mod pieces;
 mod select;
 mod sessions;
@@ -240,7 +242,7 @@ pub struct Parent {
 pub struct Cluster {
     options: Options,
     members: Members,
-    tasks: Vec<Option<Task>>,
+    tasks: Vec<Option<Box<Task>>>,
     free_tasks: Vec<u32>,
     by_name: HashMap<TaskName, u32>,
     leases: Map<u64, Lease>,

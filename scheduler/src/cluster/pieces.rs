@@ -1,4 +1,4 @@
-//! Sets of pieces: bitmaps worked on by words, and ordered free runs [pure].
+//! How long tasks are in pieces, free runs, and windows of pieces [pure].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,109 +11,6 @@ pub fn pieces_of(len: u64) -> Option<u32> {
     }
     let piece_len = (len / 1_000).clamp(1 << 20, 16 << 20).next_power_of_two().min(16 << 20);
     u32::try_from(len.div_ceil(piece_len)).ok()
-}
-
-/// A bitmap that takes no memory while empty.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Bits(Box<[u64]>);
-
-impl Bits {
-    /// Sets a run; returns how many were not set before. `pieces` sizes the map at its first use.
-    pub(super) fn set(&mut self, run: Range<u32>, pieces: u32) -> u32 {
-        if self.0.is_empty() {
-            self.0 = vec![0; pieces.div_ceil(64) as usize].into();
-        }
-        let mut fresh = 0;
-        for (index, mask) in words(run) {
-            if let Some(word) = self.0.get_mut(index) {
-                fresh += (mask & !*word).count_ones();
-                *word |= mask;
-            }
-        }
-        fresh
-    }
-
-    /// Clears a run; returns how many were set.
-    pub(super) fn clear(&mut self, run: Range<u32>) -> u32 {
-        let mut gone = 0;
-        for (index, mask) in words(run) {
-            if let Some(word) = self.0.get_mut(index) {
-                gone += (mask & *word).count_ones();
-                *word &= !mask;
-            }
-        }
-        gone
-    }
-
-    /// Sets what is set there, of the same size.
-    pub(super) fn join(&mut self, other: &Self) {
-        if self.0.is_empty() {
-            self.0 = other.0.clone();
-        }
-        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
-    }
-
-    /// How many are set here and not there.
-    pub(super) fn beyond(&self, other: &Self) -> u32 {
-        let others = other.0.iter().copied().chain(std::iter::repeat(0));
-        self.0.iter().zip(others).map(|(word, other)| (word & !other).count_ones()).sum()
-    }
-
-    pub(super) fn has(&self, piece: u32) -> bool {
-        self.0.get(piece as usize / 64).is_some_and(|word| word >> (piece % 64) & 1 == 1)
-    }
-
-    /// The runs within `within` that are set (or, with `set` false, that are not).
-    pub(super) fn runs(&self, within: Range<u32>, set: bool) -> Vec<Range<u32>> {
-        let mut runs = Vec::new();
-        let mut at = within.start;
-        while at < within.end {
-            let start = self.next(at, within.end, set);
-            if start >= within.end {
-                break;
-            }
-            at = self.next(start, within.end, !set);
-            runs.push(start..at);
-        }
-        runs
-    }
-
-    /// The first piece past the last one set in `run`; its start where none is.
-    pub(super) fn after_last(&self, run: Range<u32>) -> u32 {
-        let words: Vec<(usize, u64)> = words(run.clone()).collect();
-        let set = |&(index, mask): &(usize, u64)| (index, self.0.get(index).map_or(0, |word| word & mask));
-        let last = words.iter().rev().map(set).find(|&(_, word)| word != 0);
-        last.map_or(run.start, |(index, word)| index as u32 * 64 + 64 - word.leading_zeros())
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.0.len() * 8
-    }
-
-    fn next(&self, from: u32, end: u32, set: bool) -> u32 {
-        let mut at = from;
-        while at < end {
-            let word = self.0.get(at as usize / 64).copied().unwrap_or(0);
-            let word = if set { word } else { !word } >> (at % 64);
-            if word != 0 {
-                return (at + word.trailing_zeros()).min(end);
-            }
-            at = (at / 64 + 1) * 64;
-        }
-        end
-    }
-}
-
-fn words(run: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
-    let last = run.end.div_ceil(64);
-    let first = if run.is_empty() { last } else { run.start / 64 };
-    (first..last).map(move |word| {
-        let base = word * 64;
-        let low = run.start.saturating_sub(base);
-        let high = (run.end - base).min(64);
-        let mask = (u64::MAX >> (64 - (high - low))) << low;
-        (word as usize, mask)
-    })
 }
 
 /// Pieces that are neither held nor leased, as disjoint runs that do not touch.
@@ -159,6 +56,10 @@ impl FreeRuns {
             if start < run.start {
                 self.runs.insert(start, run.start);
             }
+        }
+        if self.runs.is_empty() {
+            // A tree keeps its last node otherwise.
+            self.runs = BTreeMap::new();
         }
     }
 
@@ -222,6 +123,30 @@ pub(super) fn append(runs: &mut Vec<Range<u32>>, piece: u32) {
     }
 }
 
+/// Rising runs without others, which are rising as well.
+pub(super) fn subtract(runs: &[Range<u32>], others: &[Range<u32>]) -> Vec<Range<u32>> {
+    let mut left = Vec::with_capacity(runs.len());
+    let mut next = 0;
+    for run in runs {
+        let mut at = run.start;
+        while let Some(other) = others.get(next).filter(|other| other.start < run.end) {
+            if at < other.start {
+                left.push(at..other.start);
+            }
+            at = at.max(other.end);
+            if other.end > run.end {
+                // It may cover a part of the next run.
+                break;
+            }
+            next += 1;
+        }
+        if at < run.end {
+            left.push(at..run.end);
+        }
+    }
+    left
+}
+
 /// The window without a run.
 pub(super) fn without(window: &[Range<u32>], run: &Range<u32>) -> Vec<Range<u32>> {
     let parts = |part: &Range<u32>| {
@@ -236,21 +161,18 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn bits_and_free_runs_agree_with_a_set(ops in proptest::collection::vec((0u32..200, 0u32..80, 0u8..3), 1..60)) {
-            let (mut bits, mut free) = (Bits::default(), FreeRuns::default());
+        fn free_runs_agree_with_a_set(ops in proptest::collection::vec((0u32..200, 0u32..80, 0u8..3), 1..60)) {
+            let mut free = FreeRuns::default();
             let mut set = std::collections::BTreeSet::new();
             for (start, len, op) in ops {
                 let run = start..(start + len).min(256);
-                let before = set.len();
                 match op {
                     0 => {
                         set.extend(run.clone());
-                        assert_eq!(bits.set(run.clone(), 256) as usize, set.len() - before);
                         free.add(run);
                     }
                     1 => {
                         set.retain(|piece| !run.contains(piece));
-                        assert_eq!(bits.clear(run.clone()) as usize, before - set.len());
                         free.remove(run);
                     }
                     _ => {
@@ -262,17 +184,10 @@ mod tests {
                         assert_eq!(taken.as_ref().map(|taken| taken.start), first);
                         if let Some(taken) = taken {
                             assert!(taken.clone().all(|piece| set.remove(&piece)));
-                            bits.clear(taken);
                         }
                     }
                 }
                 assert_eq!(free.total() as usize, set.len());
-                assert_eq!(bits.beyond(&Bits::default()) as usize, set.len());
-                let listed: Vec<u32> = bits.runs(0..256, true).into_iter().flatten().collect();
-                assert!(listed.iter().eq(set.iter()));
-                let unset: Vec<u32> = bits.runs(0..256, false).into_iter().flatten().collect();
-                assert_eq!(unset.len() + set.len(), 256);
-                assert!(set.iter().all(|&piece| bits.has(piece)));
             }
         }
     }
@@ -286,6 +201,11 @@ mod tests {
             assert!(tidy.windows(2).all(|pair| pair[0].end < pair[1].start));
             assert!(tidy.iter().cloned().flatten().eq(set.iter().copied()));
             let left = without(&tidy, &(cut..cut + 9));
+            let others = [cut..cut + 9, cut + 20..cut + 21, cut + 30..cut + 60];
+            let kept = subtract(&tidy, &others);
+            assert!(kept.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            let outside = |piece: &u32| others.iter().all(|other| !other.contains(piece));
+            assert!(kept.into_iter().flatten().eq(set.iter().copied().filter(outside)));
             assert!(left.into_iter().flatten().eq(set.into_iter().filter(|piece| !(cut..cut + 9).contains(piece))));
         }
     }

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::digests::Digests;
-use super::pieces::{Bits, FreeRuns, pieces_of};
+use super::holders::HolderCounts;
+use super::piece_set::PieceSet;
+use super::pieces::{FreeRuns, pieces_of};
 use super::{Cluster, ContentName, Map, TaskName};
 
 /// Tasks a peer may be entered at: past it, what it says of others is not heard.
 const MAX_TASKS_A_PEER: usize = 65_536;
 
-/// One peer at one task: this and its bitmap are what 100,000 peers cost.
+/// One peer at one task: this and its set of pieces are what 100,000 peers cost.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     /// Empty where complete.
-    pub(super) have: Bits,
+    pub(super) have: PieceSet,
     pub(super) links: Vec<u32>,
     pub(super) peer: u32,
     pub(super) held: u32,
@@ -70,6 +72,8 @@ pub(super) struct Lease {
     /// Pieces of it that nobody holds.
     pub(super) left: u32,
     pub(super) moved: Duration,
+    /// Its key in `Cluster::lease_ends`.
+    pub(super) due: Duration,
 }
 
 /// A peer that holds leases on the task.
@@ -102,7 +106,7 @@ pub(super) struct Task {
     /// Peers that hold everything.
     pub(super) complete: u32,
     /// By piece: how many of the others hold it.
-    pub(super) holders: Vec<u32>,
+    pub(super) holders: HolderCounts,
     pub(super) free: FreeRuns,
     /// Active leases by their first piece.
     pub(super) leases: BTreeMap<u32, u64>,
@@ -135,7 +139,7 @@ impl Task {
             wanters: 0,
             can_fetch: 0,
             complete: 0,
-            holders: vec![0; pieces as usize],
+            holders: HolderCounts::default(),
             free,
             leases: BTreeMap::new(),
             fetchers: BTreeMap::new(),
@@ -167,11 +171,11 @@ impl Task {
 
 impl Cluster {
     pub(super) fn task(&mut self, at: u32) -> Option<&mut Task> {
-        self.tasks.get_mut(at as usize)?.as_mut()
+        self.tasks.get_mut(at as usize)?.as_deref_mut()
     }
 
     pub(super) fn seen(&self, at: u32) -> Option<&Task> {
-        self.tasks.get(at as usize)?.as_ref()
+        self.tasks.get(at as usize)?.as_deref()
     }
 
     pub(super) fn entry(&mut self, task: u32, peer: u32) -> Option<&mut Entry> {
@@ -200,7 +204,7 @@ impl Cluster {
             None => self.new_task(name, len)?,
         };
         let grouped = self.grouped(at);
-        let task = self.tasks.get_mut(at as usize)?.as_mut()?;
+        let task = self.tasks.get_mut(at as usize)?.as_deref_mut()?;
         if task.len != len {
             return None;
         }
@@ -222,7 +226,7 @@ impl Cluster {
     }
 
     fn new_task(&mut self, name: &TaskName, len: u64) -> Option<u32> {
-        let task = Task::new(*name, len, pieces_of(len)?);
+        let task = Box::new(Task::new(*name, len, pieces_of(len)?));
         let at = match self.free_tasks.pop() {
             Some(at) => at,
             None => {

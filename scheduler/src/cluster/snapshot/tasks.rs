@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::super::pieces::Bits;
 use super::super::tasks::Task;
 use super::super::{Cluster, Spreading, TaskName};
 use super::{MAX_TASKS, hex};
@@ -73,7 +72,7 @@ pub struct LeaseView {
 impl Cluster {
     /// The most wanted ones first, then those that most nodes have.
     pub(super) fn task_views(&self, now: Duration) -> Vec<TaskView> {
-        let mut all: Vec<&Task> = self.tasks.iter().flatten().collect();
+        let mut all: Vec<&Task> = self.tasks.iter().flatten().map(Box::as_ref).collect();
         let rank =
             |task: &&Task| -> Reverse<(u32, usize, TaskName)> { Reverse((task.wanters, task.entries.len(), task.id)) };
         if all.len() > MAX_TASKS {
@@ -98,7 +97,7 @@ impl Cluster {
             bytes: task.len,
             pieces: task.pieces,
             held: task.pieces.saturating_sub(task.free.total()).saturating_sub(leased),
-            digests: task.digests.known.beyond(&Bits::default()),
+            digests: task.digests.known.count(),
             disputes: task.digests.disputes.len(),
             nodes: task.entries.len(),
             complete: task.complete,
@@ -116,11 +115,14 @@ impl Cluster {
 
 fn strip(task: &Task) -> Vec<u8> {
     let cells = CELLS.min(task.pieces);
-    let edge = |cell: u32| (u64::from(cell) * u64::from(task.pieces) / u64::from(cells.max(1))) as usize;
+    let edge = |cell: u32| {
+        let piece = u64::from(cell) * u64::from(task.pieces) / u64::from(cells.max(1));
+        u32::try_from(piece).unwrap_or(task.pieces)
+    };
     let cell = |cell: u32| {
-        let part = &task.holders[edge(cell)..edge(cell + 1)];
+        let part = edge(cell)..edge(cell + 1);
         let step = part.len().div_ceil(LOOKS as usize).max(1);
-        let fewest = part.iter().step_by(step).min().copied().unwrap_or(0);
+        let fewest = part.step_by(step).map(|piece| task.holders.get(piece)).min().unwrap_or(0);
         u8::try_from(fewest.saturating_add(task.complete)).unwrap_or(u8::MAX)
     };
     (0..cells).map(cell).collect()
