@@ -83,7 +83,8 @@ impl HolderCounts {
     }
 
     /// Bytes allocated, about.
-    pub(super) fn bytes(&self) -> usize {
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
         match &self.shape {
             Shape::Steps(steps) => steps.len() * 24,
             Shape::Each(counts) => counts.len() * size_of::<u32>(),
