@@ -60,7 +60,9 @@ pub(super) fn hello(hello: proto::Hello, remote: IpAddr) -> Result<PeerInfo, Inv
     if address.port() == 0 {
         return Err(invalid("Hello.quic_address: port 0 cannot be dialled"));
     }
-    if address.ip().is_unspecified() {
+    // A node can say at which port it is reached, and which of its own addresses others use. It must not lead them to a third
+    // party, which they would all dial, or back to themselves: see `is_advertisable`.
+    if !is_advertisable(address.ip().to_canonical(), remote.to_canonical()) {
         address.set_ip(remote.to_canonical());
     }
     if hello.quic_endpoints > MAX_ENDPOINTS || hello.quic_endpoints.max(1) - 1 > u32::from(u16::MAX - address.port()) {
@@ -69,6 +71,56 @@ pub(super) fn hello(hello: proto::Hello, remote: IpAddr) -> Result<PeerInfo, Inv
     let labels = labels("Hello.labels", hello.labels)?;
     let endpoints = u16::try_from(hello.quic_endpoints.max(1)).unwrap_or(1);
     Ok(PeerInfo { name: hello.name.into(), address, endpoints, labels, seed: hello.seed })
+}
+
+/// Whether others are linked with `advertised` instead of with the address that a session comes from.
+///
+/// A node with a network of its own for bulk data advertises an address there, which is private like the one that it comes
+/// from, or public like it. Unspecified, loopback, link-local and multicast addresses name no host to others.
+/// A session over loopback is one of the scheduler's own machine, which others may know by any of its addresses.
+fn is_advertisable(advertised: IpAddr, remote: IpAddr) -> bool {
+    if advertised == remote {
+        return true;
+    }
+    match (scope_of(advertised), scope_of(remote)) {
+        (HostScope::Local, _) => advertised.is_loopback() && remote.is_loopback(),
+        (_, HostScope::Local) => remote.is_loopback(),
+        (HostScope::Private, HostScope::Private) => true,
+        // A public address that is not the session's own is a stranger's for all that the scheduler knows.
+        (HostScope::Private, HostScope::Public) | (HostScope::Public, _) => false,
+    }
+}
+
+/// How far an address reaches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HostScope {
+    /// This host, this link, or no host at all.
+    Local,
+    /// A private network (RFC 1918, RFC 4193, RFC 6598).
+    Private,
+    Public,
+}
+
+fn scope_of(address: IpAddr) -> HostScope {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            if a == 0 || v4.is_loopback() || v4.is_link_local() || a >= 224 {
+                HostScope::Local
+            } else if v4.is_private() || a == 100 && (64..128).contains(&b) || a == 198 && (18..20).contains(&b) {
+                HostScope::Private
+            } else {
+                HostScope::Public
+            }
+        }
+        IpAddr::V6(v6)
+            if v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local() =>
+        {
+            HostScope::Local
+        }
+        IpAddr::V6(v6) if v6.is_unique_local() => HostScope::Private,
+        IpAddr::V6(_) => HostScope::Public,
+    }
 }
 
 fn labels(field: &str, labels: Vec<proto::Label>) -> Result<Vec<(String, String)>, Invalid> {
@@ -324,6 +376,28 @@ mod tests {
         assert_eq!((&*info.name, info.seed), ("node-1", true));
         let own = proto::Hello { quic_address: "[fd00::1]:7".to_owned(), ..good_hello() };
         assert_eq!(hello(own, mapped).unwrap().address, "[fd00::1]:7".parse().unwrap());
+    }
+
+    #[test]
+    fn a_peer_cannot_have_others_dial_a_stranger() {
+        let advertised = |address: &str, from: &str| {
+            let hello_from = proto::Hello { quic_address: address.to_owned(), ..good_hello() };
+            hello(hello_from, from.parse().unwrap()).unwrap().address.to_string()
+        };
+        for (address, from, linked) in [
+            ("203.0.113.9:53", "198.51.100.1", "198.51.100.1:53"),
+            ("203.0.113.9:53", "10.0.0.1", "10.0.0.1:53"),
+            ("127.0.0.1:65010", "10.0.0.1", "10.0.0.1:65010"),
+            ("224.0.0.1:65010", "10.0.0.1", "10.0.0.1:65010"),
+            ("169.254.169.254:65010", "10.0.0.1", "10.0.0.1:65010"),
+            ("[fe80::1]:65010", "10.0.0.1", "10.0.0.1:65010"),
+            ("10.9.9.9:65010", "198.51.100.1", "198.51.100.1:65010"),
+            ("10.200.0.1:65010", "10.0.0.1", "10.200.0.1:65010"),
+            ("198.51.100.1:65010", "198.51.100.1", "198.51.100.1:65010"),
+            ("198.51.100.1:65010", "127.0.0.1", "198.51.100.1:65010"),
+        ] {
+            assert_eq!(advertised(address, from), linked, "{address} from {from}");
+        }
     }
 
     #[test]
