@@ -5,6 +5,7 @@ mod counts;
 mod hear;
 mod look;
 mod rpc;
+mod shares;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -157,7 +158,7 @@ impl Scheduler {
     pub fn viewer(&self) -> Viewer {
         let (inputs, status) = (self.inputs.subscribe(), self.status.subscribe());
         let (sessions, tracer) = (Arc::clone(&self.counts), self.options.tracer.clone());
-        Viewer { inputs, status, sessions, tracer }
+        Viewer { inputs, status, sessions, tracer, own: Arc::clone(&self.own) }
     }
 
     /// At most a tick (50 ms) old.

@@ -27,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::http_port::{self, text, typed};
+use crate::{service::unix_now, validity};
 use certificate::{Certificate, CertificateError};
 use patch::Settings;
 
@@ -104,7 +105,7 @@ impl Webhook {
     /// Answers for ever.
     pub async fn serve(self) {
         tokio::spawn(renew(Arc::clone(&self.certificate)));
-        http_port::accept(&self.listener, CONNECTIONS, "the webhook", |tcp, peer| {
+        http_port::accept(&self.listener, CONNECTIONS, "the webhook", |tcp, peer, _slot| {
             let (acceptor, settings) = (self.acceptor.clone(), Arc::clone(&self.settings));
             async move {
                 if let Err(error) = connection(tcp, acceptor, settings).await {
@@ -118,9 +119,13 @@ impl Webhook {
 
 async fn renew(certificate: Arc<Certificate>) {
     loop {
-        sleep(certificate::LIFE / 2).await;
+        sleep(validity::LOOK_EVERY).await;
+        if !certificate.is_due(unix_now()) {
+            continue;
+        }
         if let Err(error) = certificate.renew(OffsetDateTime::now_utc()) {
-            tracing::error!(%error, "the webhook's certificate is not renewed");
+            tracing::error!(%error, "the webhook's certificate could not be renewed");
+            sleep(validity::RETRY_AFTER).await;
         }
     }
 }

@@ -63,8 +63,12 @@ pub(super) async fn answer(request: Request<Incoming>, remote: SocketAddr, conte
 async fn read(path: &str, headers: &HeaderMap, context: &Context) -> Answer {
     match path {
         "/healthz" => return text(StatusCode::OK, "ok\n"),
-        "/readyz" if context.viewer.serving() => return text(StatusCode::OK, "ready\n"),
-        "/readyz" => return text(StatusCode::SERVICE_UNAVAILABLE, "nodes are not served\n"),
+        "/readyz" => {
+            return match context.viewer.unready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            };
+        }
         "/metrics" if !context.metrics_need_token => return scrape(context).await,
         _ => {}
     }

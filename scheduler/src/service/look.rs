@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::Status;
 use super::actor::Input;
 use super::counts::SessionCounts;
+use super::tls::Own;
 use crate::cluster::Cluster;
 use crate::trace::{Counts, Tracer};
 
@@ -25,12 +26,22 @@ pub struct Viewer {
     pub(super) status: watch::Receiver<Status>,
     pub(super) sessions: Arc<SessionCounts>,
     pub(super) tracer: Tracer,
+    pub(super) own: Arc<Own>,
 }
 
 impl Viewer {
     /// Whether the scheduler serves.
     pub fn serving(&self) -> bool {
         self.inputs.borrow().as_ref().is_some_and(|inputs| inputs.upgrade().is_some())
+    }
+
+    /// Why nodes cannot use the scheduler now; `None`: they can.
+    pub fn unready(&self) -> Option<&'static str> {
+        if !self.serving() {
+            return Some("nodes are not served");
+        }
+        let valid = self.own.is_valid();
+        (!valid).then_some("the scheduler's certificate is not valid at this time: check the machine's clock")
     }
 
     /// At most a tick (50 ms) old; nothing of it costs the cluster anything.

@@ -244,8 +244,6 @@ impl Open {
         let mut nonce = 0;
         let silence = self.ping * SILENT_PINGS;
         let mut heard = Instant::now();
-        let left = self.certificate.not_after.saturating_sub(unix_now());
-        let expiry = Instant::now() + Duration::from_secs(left);
         self.withdrawals.mark_changed();
         loop {
             let received = tokio::select! {
@@ -255,15 +253,16 @@ impl Open {
                     Err(why) => return Some(why),
                 },
                 _ = pings.tick() => {
+                    // Here and not by a timer of its own: a certificate expires by the wall clock, which can be set.
+                    if self.certificate.not_after <= unix_now() {
+                        return Some(Status::unauthenticated("the session's certificate has expired"));
+                    }
                     nonce += 1;
                     self.session.send(message(Body::Ping(proto::Ping { nonce })));
                     continue;
                 }
                 () = sleep_until(heard + silence) => {
                     return Some(Status::deadline_exceeded(format!("nothing heard for {silence:?}")));
-                }
-                () = sleep_until(expiry) => {
-                    return Some(Status::unauthenticated("the session's certificate has expired"));
                 }
             };
             let received = match received {

@@ -20,6 +20,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::authority::{AuthorityError, check_mode, file, lock, write};
 use crate::trust::first_certificate;
+use crate::validity::Validity;
 
 /// Where the CA is, in the state directory.
 pub(crate) const FILE: &str = "webhook-ca.key";
@@ -37,7 +38,7 @@ pub(super) struct Certificate {
     name: String,
     ca: String,
     issuer: Issuer<'static, KeyPair>,
-    leaf: RwLock<Arc<CertifiedKey>>,
+    leaf: RwLock<(Arc<CertifiedKey>, Validity)>,
 }
 
 /// Why there is no certificate.
@@ -81,6 +82,11 @@ impl Certificate {
         *self.leaf.write().unwrap_or_else(PoisonError::into_inner) = leaf;
         Ok(())
     }
+
+    /// Whether the leaf has to be replaced at this time, in Unix seconds.
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        self.leaf.read().unwrap_or_else(PoisonError::into_inner).1.is_due(now)
+    }
 }
 
 impl std::fmt::Debug for Certificate {
@@ -91,7 +97,7 @@ impl std::fmt::Debug for Certificate {
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.leaf.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(&self.leaf.read().unwrap_or_else(PoisonError::into_inner).0))
     }
 }
 
@@ -120,7 +126,7 @@ fn sign(
     issuer: &Issuer<'static, KeyPair>,
     name: &str,
     now: OffsetDateTime,
-) -> Result<Arc<CertifiedKey>, CertificateError> {
+) -> Result<(Arc<CertifiedKey>, Validity), CertificateError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(vec![name.to_owned()])?;
     params.not_before = now - BACKDATE;
@@ -133,7 +139,9 @@ fn sign(
     let leaf = params.signed_by(&key, issuer)?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider.key_provider.load_private_key(PrivateKeyDer::Pkcs8(key.serialize_der().into()))?;
-    Ok(Arc::new(CertifiedKey::new(vec![leaf.into()], key)))
+    let unix = |time: OffsetDateTime| u64::try_from(time.unix_timestamp()).unwrap_or(0);
+    let validity = Validity { not_before: unix(now), not_after: unix(now + LIFE) };
+    Ok((Arc::new(CertifiedKey::new(vec![leaf.into()], key)), validity))
 }
 
 fn named(common: &str) -> DistinguishedName {
