@@ -1,16 +1,24 @@
 //! Keeps the configured names' addresses known, beside what DNS answers teach: an answer may have been given before the
 //! programs were attached, or over HTTPS.
 
-use std::{collections::HashMap, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, ToSocketAddrs as _},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use pondhawk_ebpf::{Address, AddressScope};
-use tokio::{task::JoinSet, time};
+use tokio::{sync::Semaphore, task::JoinSet, time};
 
 use super::{Interceptor, ServedHosts};
 use crate::swarm::is_public;
 
 /// How often every name is asked for. Content networks answer with a TTL of 60 s and change their answer with it.
 const PERIOD: Duration = Duration::from_secs(30);
+/// Threads that wait for the system's resolver at a time.
+pub(crate) const LOOK_UP_THREADS: usize = 4;
 /// How long one name may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long an address counts: clients keep connecting to it for a while after it has left the answers.
@@ -116,8 +124,17 @@ fn note_failure(name: String, error: &io::Error, failing: &mut HashMap<String, S
     }
 }
 
+/// Asks the system's resolver. Each question holds a thread of the control runtime until the resolver answers, also when
+/// its caller has given it up, so that it takes one of [`LOOK_UP_THREADS`] places and leaves the other threads to the admin port.
 async fn lookup(name: String) -> io::Result<Vec<IpAddr>> {
-    Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
+    static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(LOOK_UP_THREADS)));
+    let place = Arc::clone(&PLACES).acquire_owned().await.map_err(io::Error::other)?;
+    let asking = tokio::task::spawn_blocking(move || {
+        let addresses = (name.as_str(), 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect());
+        drop(place);
+        addresses
+    });
+    asking.await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

@@ -37,11 +37,15 @@ use crate::{
 /// Between the last heartbeat and the last accept: connects that were already redirected are still taken.
 const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
+/// Threads for what blocks of the admin port and a reload. The look-ups of names have threads beside them, as the resolver can
+/// keep each for half a minute while DNS does not answer.
+const ADMIN_THREADS: usize = 4;
+
 /// Runs until a signal asks for the end, and has stopped the interception by then.
 pub(super) fn run(node: &Arc<Node>, source: &Arc<Source>) -> Result<(), NodeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .max_blocking_threads(4)
+        .max_blocking_threads(ADMIN_THREADS + resolver::LOOK_UP_THREADS)
         .thread_name("control")
         .enable_all()
         .build()
