@@ -20,9 +20,6 @@ pub const PASS_CONNECT_WAIT: Duration = Duration::from_secs(20);
 /// end any moment, and the next connection beyond the share sets it again.
 pub const OVER_SHARE_BYPASS: Duration = Duration::from_secs(10);
 
-/// One warning of each kind that a client can cause this often; the others are counted by the metrics.
-pub const WARNING_PERIOD: Duration = Duration::from_secs(60);
-
 /// A request head, from its first byte to its last.
 pub const HEAD_WAIT: Duration = Duration::from_secs(30);
 

@@ -162,7 +162,7 @@ impl Caught {
         });
         self.interceptor.refuse(&self.flow.source, self.flow.destination.ip(), REFUSED_FOR);
         self.socket.abort();
-        if node.warnings.refused_pass.allow(std::time::Instant::now()) {
+        if node.warnings.refused_pass.allow(std::time::Instant::now()).is_some() {
             tracing::warn!(
                 source = %self.flow.source, destination = %self.flow.destination,
                 "a connection of another network namespace was not passed on: {refusal}. Its DNS answers name this address \
@@ -192,7 +192,7 @@ impl Caught {
         let node = &self.shard.node;
         self.interceptor.bypass_party(&self.flow.source, limits::OVER_SHARE_BYPASS);
         node.metrics.bypass(BypassReason::OverShare);
-        if node.warnings.over_share.allow(std::time::Instant::now()) {
+        if node.warnings.over_share.allow(std::time::Instant::now()).is_some() {
             tracing::warn!(
                 source = %self.flow.source, how_long = ?limits::OVER_SHARE_BYPASS,
                 "a client holds its whole share of limits.connections; its further connections go directly for now"

@@ -1,7 +1,16 @@
 //! A shard's QUIC endpoint: where its links begin and end.
 
-use std::{cell::RefCell, collections::VecDeque, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use pondhawk_scheduler::warning_limit::WarningLimit;
 use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
 use tokio::time::timeout;
 
@@ -40,6 +49,7 @@ pub struct Endpoint {
     denials: Arc<DenialList>,
     refusals: RefCell<VecDeque<Refusal>>,
     callers: RefCell<CallerTable>,
+    warnings: WarningLimit,
 }
 
 /// Somebody who could not prove to be a peer of this cluster.
@@ -64,7 +74,7 @@ impl Endpoint {
             .map_err(socket_failed)?;
         let (client, denials) = (RefCell::new(client), Arc::default());
         let (refusals, callers) = (RefCell::default(), RefCell::default());
-        Ok(Self { quinn, client, options, denials, refusals, callers })
+        Ok(Self { quinn, client, options, denials, refusals, callers, warnings: WarningLimit::default() })
     }
 
     /// Has no connection with the peers in this list, and ends those that there are when it changes.
@@ -197,7 +207,9 @@ impl Endpoint {
                 }
             },
         };
-        tracing::warn!(%address, why, "a caller was refused");
+        if let Some(left_out) = self.warnings.allow(Instant::now()) {
+            tracing::warn!(%address, why, left_out, "a caller was refused");
+        }
         let mut refusals = self.refusals.borrow_mut();
         if refusals.len() == REFUSALS {
             refusals.pop_front();
