@@ -23,4 +23,6 @@ pub struct Counts {
     pub blames: u64,
     /// Times that a node was banned.
     pub bans: u64,
+    /// Times that a node claimed more than its share of the scheduler's memory.
+    pub refusals: u64,
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::budget::{DIGEST_SHARES, LEAST_DIGESTS};
 use super::disputes::Dispute;
 use super::doubts::Doubts;
 use super::piece_set::PieceSet;
@@ -26,6 +27,10 @@ const MAX_ASKED_RUNS: usize = 512;
 pub const CHUNK: u32 = 1_024;
 /// Bytes that a digest takes: itself and who reported it, and a copy that is shared between those told.
 const BYTES: usize = size_of::<Report>() + 32;
+/// Tasks with digests among which a peer's own are sought when it has used up its share.
+const OWN_LOOKS: usize = 4_096;
+/// Searches for digests in one tick; more wait for the next one.
+const SEEKS_AT_ONCE: usize = 256;
 /// Places of tasks that are gone before the order of tasks with digests is tidied.
 const STALE_PLACES: usize = 1_024;
 /// A new digest is told this much later for each peer that wants it, so that a big crowd is told of many at once.
@@ -116,26 +121,37 @@ impl Digests {
         self.bytes
     }
 
-    /// Takes a digest in; returns the bytes that it takes anew.
-    fn put(&mut self, piece: u32, pieces: u32, peer: u32, digest: [u8; 32]) -> usize {
+    /// Whose reports they are, one by one.
+    pub(super) fn reporters(&self) -> impl Iterator<Item = u32> {
+        self.chunks.values().flat_map(|chunk| chunk.reports.iter().map(|report| report.reporter))
+    }
+
+    /// The peer that reported the first digest: whose share of the memory is looked at for all of them.
+    fn first_reporter(&self) -> Option<u32> {
+        self.chunks.values().next()?.reports.first().map(|report| report.reporter)
+    }
+
+    /// Takes a digest in; returns the bytes that it takes anew, and whose report it replaces.
+    fn put(&mut self, piece: u32, pieces: u32, peer: u32, digest: [u8; 32]) -> (usize, Option<u32>) {
         let chunk = self.chunks.entry(piece / CHUNK).or_default();
         let report = Report { place: place(piece), reporter: peer, digest };
         let before = chunk.reports.capacity();
-        match chunk.find(piece) {
-            Ok(at) => chunk.reports[at] = report,
+        let replaced = match chunk.find(piece) {
+            Ok(at) => Some(std::mem::replace(&mut chunk.reports[at], report).reporter),
             Err(at) => {
                 if chunk.reports.len() == before {
                     chunk.reports.reserve_exact(before / 4 + 4);
                 }
                 chunk.reports.insert(at, report);
+                None
             }
-        }
+        };
         chunk.told = None;
         let more = (chunk.reports.capacity() - before) * BYTES;
         self.bytes += more;
         self.known.set(piece..piece + 1, pieces);
         self.fresh.push(piece);
-        more
+        (more, replaced)
     }
 
     pub(super) fn void(&mut self, piece: u32, pieces: u32) {
@@ -238,10 +254,17 @@ impl Cluster {
     }
 
     pub(super) fn put_digest(&mut self, at: u32, peer: u32, piece: u32, digest: [u8; 32]) {
+        if !self.has_digest_room(at, peer) {
+            return;
+        }
         let Some(task) = self.task(at) else { return };
         let pieces = task.pieces;
-        let more = task.digests.put(piece, pieces, peer, digest);
+        let (more, replaced) = task.digests.put(piece, pieces, peer, digest);
         let is_new = more > 0 && !std::mem::replace(&mut task.digests.ordered, true);
+        if let Some(member) = self.members.get_mut(peer) {
+            member.digests += 1;
+        }
+        self.forget_reports(replaced.into_iter());
         self.fresh.insert(at);
         if more > 0 {
             if is_new {
@@ -266,10 +289,43 @@ impl Cluster {
                     self.digest_order.push_back(at);
                     continue;
                 }
-                let freed = task.digests.bytes();
-                task.digests.ordered = false;
-                task.digests.forget();
-                self.digest_bytes -= freed;
+                self.drop_digests(at);
+            }
+        }
+    }
+
+    /// Whether one more digest of this peer's may be kept: past its share its own oldest ones go, and those of others stay.
+    fn has_digest_room(&mut self, newest: u32, peer: u32) -> bool {
+        let most = (self.options.digest_memory / DIGEST_SHARES).max(LEAST_DIGESTS) / BYTES;
+        if self.members.get(peer).is_none_or(|member| member.digests < most) {
+            return true;
+        }
+        let own = |at: &u32| {
+            let task = self.seen(*at).filter(|task| *at != newest && !task.digests.doubts.any());
+            task.filter(|task| task.digests.first_reporter() == Some(peer)).map(|task| (task.wanters > 0, *at))
+        };
+        // Those of tasks that are wanted go last; among equals `min_by_key` gives the first one.
+        let owned = self.digest_order.iter().take(OWN_LOOKS).filter_map(own);
+        let Some((_, oldest)) = owned.min_by_key(|&(wanted, _)| wanted) else { return false };
+        self.digest_order.retain(|&at| at != oldest);
+        self.drop_digests(oldest);
+        true
+    }
+
+    fn drop_digests(&mut self, at: u32) {
+        let Some(task) = self.task(at) else { return };
+        let (freed, reporters) = (task.digests.bytes(), task.digests.reporters().collect::<Vec<_>>());
+        task.digests.ordered = false;
+        task.digests.forget();
+        self.digest_bytes -= freed;
+        self.forget_reports(reporters.into_iter());
+    }
+
+    /// Takes reports off the shares of those that made them. A place in the table may be another member's by now.
+    pub(super) fn forget_reports(&mut self, reporters: impl Iterator<Item = u32>) {
+        for peer in reporters {
+            if let Some(member) = self.members.get_mut(peer) {
+                member.digests = member.digests.saturating_sub(1);
             }
         }
     }
@@ -338,7 +394,8 @@ impl Cluster {
     }
 
     pub(super) fn seek_again(&mut self, now: Duration) {
-        while let Some((_, at)) = self.seeks.first().copied().filter(|&(due, _)| due <= now) {
+        for _ in 0..SEEKS_AT_ONCE {
+            let Some((_, at)) = self.seeks.first().copied().filter(|&(due, _)| due <= now) else { return };
             self.seeks.pop_first();
             self.seek(now, at);
         }

@@ -84,7 +84,7 @@ impl HolderCounts {
 
     /// Bytes allocated, about.
     #[cfg(test)]
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match &self.shape {
             Shape::Steps(steps) => steps.len() * 24,
             Shape::Each(counts) => counts.len() * size_of::<u32>(),

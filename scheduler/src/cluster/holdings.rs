@@ -94,6 +94,7 @@ impl Cluster {
             self.touch(now, peer, lease);
         }
         self.push_quiet(now, at);
+        self.charge(at, peer);
         self.settle(now, at, peer);
     }
 
@@ -140,6 +141,7 @@ impl Cluster {
             }
             have.into_iter().for_each(|run| self.gain(now, at, peer, run));
         }
+        self.charge(at, peer);
         self.settle(now, at, peer);
     }
 

@@ -24,6 +24,10 @@ const REQUEST: u64 = 1 << 20;
 const UNREPORTED: u64 = 8 << 20;
 /// Runs that a peer alone gets at once.
 const RUNS_ALONE: u32 = 32;
+/// A peer that uses its share of a host's connections waits this long for another task's turn.
+const SHARE_PAUSE: Duration = Duration::from_millis(200);
+/// Peers whose wait for a lease ends in one tick; more wait for the next one.
+const COOLED_AT_ONCE: usize = 4_096;
 /// Peers looked at in one event.
 const TURNS: usize = 16;
 /// A peer whose lease failed, or fell silent, waits this long for the next, and twice as long each time until one moves.
@@ -76,6 +80,10 @@ impl Cluster {
                 self.cooling.insert((until, at, peer));
                 continue;
             }
+            if self.is_over_origin_share(at, peer) {
+                self.cooling.insert((now + SHARE_PAUSE, at, peer));
+                continue;
+            }
             if !self.reserve(now, at, peer) {
                 self.queue_first(at, peer);
                 if !self.feed(now, at) {
@@ -101,7 +109,8 @@ impl Cluster {
         for at in std::mem::take(&mut self.again) {
             self.lease_out(now, at);
         }
-        while let Some((_, at, peer)) = self.cooling.first().copied().filter(|&(due, ..)| due <= now) {
+        for _ in 0..COOLED_AT_ONCE {
+            let Some((_, at, peer)) = self.cooling.first().copied().filter(|&(due, ..)| due <= now) else { return };
             self.cooling.pop_first();
             self.queue_for_lease(at, peer);
             self.lease_out(now, at);

@@ -47,6 +47,12 @@ pub(super) struct Member {
     /// When its session began to say what it holds.
     pub(super) since: Duration,
     pub(super) load: Load,
+    /// Bytes that its claims are charged with.
+    pub(super) claims: usize,
+    /// It is over its budget: what it claimed is being dropped, and its session ends.
+    pub(super) refused: bool,
+    /// Digests that are kept of its reports.
+    pub(super) digests: usize,
     /// Leases that failed or fell silent since one moved.
     pub(super) lapses: u8,
     /// It gets no lease before.
@@ -63,7 +69,9 @@ pub(super) struct Members {
     slots: Vec<Option<Member>>,
     free: Vec<u32>,
     by_name: HashMap<Arc<str>, u32>,
-    groups: HashMap<(u32, String), u32>,
+    /// A label within a group to the group that they make, and how many members are in it.
+    groups: HashMap<(u32, String), (u32, u32)>,
+    next_group: u32,
     seeds: BTreeSet<u32>,
     next_serial: u32,
 }
@@ -79,10 +87,12 @@ impl Members {
             && let Some(member) = self.slots[slot as usize].as_mut()
         {
             mark(&mut self.seeds, slot, info.seed);
-            member.info = info;
+            let before = std::mem::replace(&mut member.info, info);
             member.groups = groups;
+            member.refused = false;
             member.connected = true;
             member.gone = None;
+            self.leave_groups(&before, keys);
             return slot;
         }
         let name = Arc::clone(&info.name);
@@ -99,6 +109,9 @@ impl Members {
             gone: None,
             since: Duration::ZERO,
             load: Load::default(),
+            claims: 0,
+            refused: false,
+            digests: 0,
             lapses: 0,
             cool_at: Duration::ZERO,
             banned_until: None,
@@ -151,8 +164,9 @@ impl Members {
         member.parted.contains(&(other.serial, task))
     }
 
-    pub(super) fn leave(&mut self, slot: u32) -> Option<Member> {
+    pub(super) fn leave(&mut self, slot: u32, keys: &[String]) -> Option<Member> {
         let member = self.slots.get_mut(slot as usize).and_then(Option::take)?;
+        self.leave_groups(&member.info, keys);
         self.by_name.remove(&member.info.name);
         self.seeds.remove(&slot);
         self.free.push(slot);
@@ -201,11 +215,35 @@ impl Members {
         let mut groups = Vec::with_capacity(keys.len());
         for key in keys {
             let Some((_, value)) = info.labels.iter().find(|(name, _)| name == key) else { break };
-            let next = u32::try_from(self.groups.len() + 1).expect("bounded by peers and labels");
-            within = *self.groups.entry((within, value.clone())).or_insert(next);
+            let (group, members) = self.groups.entry((within, value.clone())).or_insert_with(|| {
+                self.next_group = self.next_group.wrapping_add(1);
+                (self.next_group, 0)
+            });
+            *members += 1;
+            within = *group;
             groups.push(within);
         }
         groups.into()
+    }
+
+    /// Takes a member out of its groups. A group without members is forgotten: a peer can name other labels at each session.
+    fn leave_groups(&mut self, info: &PeerInfo, keys: &[String]) {
+        let mut within = 0;
+        for key in keys {
+            let Some((_, value)) = info.labels.iter().find(|(name, _)| name == key) else { break };
+            let label = (within, value.clone());
+            let Some((group, members)) = self.groups.get_mut(&label) else { break };
+            within = *group;
+            *members -= 1;
+            if *members == 0 {
+                self.groups.remove(&label);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn group_count(&self) -> usize {
+        self.groups.len()
     }
 }
 

@@ -5,6 +5,7 @@
 //! is ordered by a random hash.
 
 mod blame;
+mod budget;
 mod counts;
 mod digests;
 mod disputes;
@@ -79,6 +80,8 @@ pub struct Options {
     pub ban: Duration,
     /// Bytes of digests kept over all tasks, at about 68 a piece.
     pub digest_memory: usize,
+    /// Bytes that the claims of all peers may take together before those with more than an equal share are refused.
+    pub claim_memory: usize,
     /// Seeds the random choices.
     pub seed: u64,
 }
@@ -97,6 +100,7 @@ impl Default for Options {
             grace: Duration::from_secs(15),
             ban: Duration::from_secs(300),
             digest_memory: 64 << 20,
+            claim_memory: 512 << 20,
             seed: 1,
         }
     }
@@ -265,6 +269,10 @@ pub struct Cluster {
     checks: BTreeSet<(Duration, u32, Check)>,
     spreads: BTreeMap<TaskName, Spread>,
     banned: Vec<PeerId>,
+    /// Peers over their budget, until they are taken.
+    refused: Vec<PeerId>,
+    /// What the claims of all members take.
+    claimed: usize,
     /// When the first event came.
     began: Option<Duration>,
     out: VecDeque<(PeerId, Directive)>,
@@ -297,6 +305,8 @@ impl Cluster {
             checks: BTreeSet::new(),
             spreads: BTreeMap::new(),
             banned: Vec::new(),
+            refused: Vec::new(),
+            claimed: 0,
             began: None,
             out: VecDeque::new(),
             random,
@@ -323,6 +333,10 @@ impl Cluster {
         }
         self.began.get_or_insert(now);
         self.counts.events += 1;
+        // What it says is gone with its session, which is about to end.
+        if self.members.get(at).is_some_and(|member| member.refused) && !matches!(event, Event::Gone) {
+            return;
+        }
         // What a banned peer says it holds or has seen is not believed.
         let believed = !self.is_banned(now, at);
         match event {
@@ -338,7 +352,7 @@ impl Cluster {
             Event::Spread { task, len, host, name, scope, pin } if believed => {
                 // Its Want may still be on its way.
                 if let Some(place) = self.enter(at, &task, len) {
-                    self.note_name(place, &host, name);
+                    self.note_name(at, place, &host, name);
                 }
                 self.spread(now, Some(at), &task, &scope, pin);
             }

@@ -129,9 +129,8 @@ impl PieceSet {
         found
     }
 
-    /// Of how many runs the set is made.
-    #[cfg(test)]
-    fn run_count(&self) -> usize {
+    /// Of how many runs the set is made: what fragments the tables that the peers of a task share.
+    pub(super) fn run_count(&self) -> usize {
         match self {
             Self::Runs(runs) => runs.len(),
             Self::Map(map) => {

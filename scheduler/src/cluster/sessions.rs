@@ -5,6 +5,11 @@ use std::time::Duration;
 use super::Cluster;
 use super::tasks::Owes;
 
+/// Tasks that a peer is taken out of in one tick.
+const FORGOTTEN_AT_ONCE: usize = 2_048;
+/// The next tick is later than this.
+const LATER: Duration = Duration::from_millis(1);
+
 /// What is looked after at a set time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Check {
@@ -21,6 +26,9 @@ impl Cluster {
         if let Some(member) = self.members.get_mut(peer).filter(|member| member.connected) {
             member.connected = false;
             member.gone = Some(now);
+            if member.refused {
+                self.checks.insert((now, peer, Check::Forget));
+            }
             self.checks.insert((now + self.options.absence, peer, Check::Absent));
             self.checks.insert((now + self.options.grace, peer, Check::Forget));
         }
@@ -33,7 +41,9 @@ impl Cluster {
             let gone_for = |least: Duration| gone.is_some_and(|since| since + least <= now);
             match check {
                 Check::Absent if gone_for(self.options.absence) => self.set_aside(now, peer),
-                Check::Forget if gone_for(self.options.grace) => self.forget(now, peer),
+                Check::Forget if gone_for(self.options.grace) || gone.is_some() && self.is_refused(peer) => {
+                    self.forget(now, peer);
+                }
                 Check::Wants => self.drop_unsaid(now, peer),
                 Check::Absent | Check::Forget => {}
             }
@@ -49,12 +59,24 @@ impl Cluster {
         }
     }
 
+    fn is_refused(&self, peer: u32) -> bool {
+        self.members.get(peer).is_some_and(|member| member.refused)
+    }
+
+    /// Takes a peer out of its tasks, some at each tick: what is due for others is not to wait for one with many.
     fn forget(&mut self, now: Duration, peer: u32) {
-        for at in self.tasks_of(peer) {
+        let mut tasks = self.tasks_of(peer);
+        let more = tasks.len() > FORGOTTEN_AT_ONCE;
+        tasks.truncate(FORGOTTEN_AT_ONCE);
+        for at in tasks {
             self.remove_entry(now, at, peer);
             self.lease_out(now, at);
         }
-        if let Some(member) = self.members.leave(peer)
+        if more {
+            self.checks.insert((now + LATER, peer, Check::Forget));
+            return;
+        }
+        if let Some(member) = self.members.leave(peer, &self.options.label_keys)
             && let Some((_, last)) = member.load.totals
         {
             self.traffic.depart(&member.info.name, last);

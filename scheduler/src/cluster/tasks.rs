@@ -6,14 +6,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::budget::ENTRY_BYTES;
 use super::digests::Digests;
 use super::holders::HolderCounts;
 use super::piece_set::PieceSet;
 use super::pieces::{FreeRuns, pieces_of};
 use super::{Cluster, ContentName, Map, TaskName};
 
-/// Tasks a peer may be entered at: past it, what it says of others is not heard.
-const MAX_TASKS_A_PEER: usize = 65_536;
+/// Names in a group of a task beyond two for each peer there before it is tidied.
+const STALE_NEAR: usize = 64;
 
 /// One peer at one task: this and its set of pieces are what 100,000 peers cost.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ pub(super) struct Entry {
     pub(super) wants: bool,
     pub(super) can_fetch: bool,
     pub(super) complete: bool,
+    /// Bytes that it is charged with: see `budget`.
+    pub(super) charged: u32,
     /// In the task's `waiting`.
     pub(super) queued: bool,
     pub(super) owes: Owes,
@@ -194,9 +197,11 @@ impl Cluster {
     }
 
     /// The task of this name and length, entered if new, and this peer entered at it. `None` where the length
-    /// contradicts what is known, or is no task's.
+    /// contradicts what is known, or is no task's, or the peer's budget does not allow one more.
     pub(super) fn enter(&mut self, peer: u32, name: &TaskName, len: u64) -> Option<u32> {
-        if self.members.get(peer)?.tasks.len() >= MAX_TASKS_A_PEER && !self.by_name.contains_key(name) {
+        let tasks = &self.members.get(peer)?.tasks;
+        let is_new = self.by_name.get(name).is_none_or(|at| !tasks.contains_key(at));
+        if is_new && !self.has_budget(peer) {
             return None;
         }
         let at = match self.by_name.get(name) {
@@ -213,14 +218,23 @@ impl Cluster {
             place.insert(u32::try_from(task.entries.len()).ok()?);
             if grouped {
                 for &group in &member.groups {
-                    task.near.entry(group).or_default().push(peer);
+                    let near = task.near.entry(group).or_default();
+                    near.push(peer);
+                    if near.len() > 2 * task.entries.len() + STALE_NEAR {
+                        // Peers that left and came back are in it several times.
+                        near.sort_unstable();
+                        near.dedup();
+                    }
                 }
             }
             if task.entries.len() == task.entries.capacity() {
                 // An eighth more rather than twice as much: a big cluster's memory is in here.
-                task.entries.reserve_exact(task.entries.len() / 8 + 4);
+                task.entries.reserve_exact(task.entries.len() / 8 + 1);
             }
-            task.entries.push(Entry { peer, ..Entry::default() });
+            let charged = u32::try_from(ENTRY_BYTES).unwrap_or(u32::MAX);
+            task.entries.push(Entry { peer, charged, ..Entry::default() });
+            member.claims += ENTRY_BYTES;
+            self.claimed += ENTRY_BYTES;
         }
         Some(at)
     }
@@ -247,14 +261,19 @@ impl Cluster {
         self.unlink_all(now, at, peer);
         let Some(place) = self.members.get_mut(peer).and_then(|member| member.tasks.remove(&at)) else { return };
         let Some(task) = self.task(at) else { return };
-        task.entries.swap_remove(place as usize);
+        let gone = task.entries.swap_remove(place as usize);
+        if gone.queued {
+            task.waiting.retain(|&waiting| waiting != peer);
+        }
         let moved = task.entries.get(place as usize).map(|entry| entry.peer);
         let empty = task.entries.is_empty();
+        self.discharge(peer, gone.charged);
         if let Some(member) = moved.and_then(|moved| self.members.get_mut(moved)) {
             member.tasks.insert(at, place);
         }
         if empty && let Some(task) = self.tasks.get_mut(at as usize).and_then(Option::take) {
             self.digest_bytes -= task.digests.bytes();
+            self.forget_reports(task.digests.reporters());
             self.by_name.remove(&task.id);
             self.fresh.remove(&at);
             self.free_tasks.push(at);

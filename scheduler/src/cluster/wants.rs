@@ -24,12 +24,14 @@ pub(super) struct Wanting<'a> {
 impl Cluster {
     pub(super) fn want(&mut self, now: Duration, peer: u32, name: &TaskName, len: u64, wanting: Wanting<'_>) {
         let Some(at) = self.enter(peer, name, len) else { return };
-        self.note_name(at, wanting.host, wanting.name);
+        self.note_name(peer, at, wanting.host, wanting.name);
         let Some(task) = self.task(at) else { return };
         match wanting.wanted {
             None => task.windows.remove(&peer),
             Some(runs) => task.windows.insert(peer, tidied(runs, task.pieces, MAX_WINDOW).into()),
         };
+        self.charge(at, peer);
+        let Some(task) = self.task(at) else { return };
         // Without a host there is no budget to fetch within.
         let can_fetch = wanting.can_fetch && task.host.is_some();
         let Some(entry) = self.entry(at, peer) else { return };
@@ -106,8 +108,8 @@ impl Cluster {
     }
 
     /// Where the task comes from, and what its name is made of.
-    pub(super) fn note_name(&mut self, at: u32, host: &str, name: Option<ContentName>) {
-        let host = self.host(host);
+    pub(super) fn note_name(&mut self, peer: u32, at: u32, host: &str, name: Option<ContentName>) {
+        let host = self.host(peer, host);
         let Some(task) = self.task(at) else { return };
         task.host = host.or(task.host.take());
         task.name = task.name.take().or(name);

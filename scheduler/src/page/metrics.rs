@@ -102,6 +102,7 @@ impl To<'_, '_> {
         self.counter("disputes", "Pieces on whose digest nodes began to disagree", counts.disputes)?;
         self.counter("doubts", "Tasks that were whole and wrong", counts.doubts)?;
         self.counter("blames", "Times that a node blamed another", counts.blames)?;
+        self.counter("refusals", "Times that a node claimed more than its share of memory", counts.refusals)?;
         self.counter("bans", "Times that a node was banned", counts.bans)
     }
 
