@@ -162,6 +162,9 @@ pub(super) fn message(message: proto::PeerMessage, inventory: &mut Inventory) ->
 }
 
 fn holdings(message: proto::Inventory, state: &mut Inventory) -> Result<Vec<Event>, Invalid> {
+    if *state == Inventory::Done {
+        return Err(invalid("a second Inventory: what changes after the first one is told by Progress"));
+    }
     let mut events = Vec::with_capacity(message.holdings.len() + 2);
     if *state != Inventory::Open {
         events.push(Event::InventoryStart);
@@ -434,6 +437,12 @@ mod tests {
         assert!(matches!(events(part(false), &mut state)[..], [Event::InventoryStart, Event::Held { .. }]));
         assert!(matches!(events(part(true), &mut state)[..], [Event::Held { .. }, Event::InventoryEnd]));
         assert_eq!(events(Body::Want(good_want()), &mut state).len(), 1);
+    }
+
+    #[test]
+    fn an_inventory_is_told_once_in_a_session() {
+        let again = Body::Inventory(proto::Inventory { holdings: Vec::new(), last: true });
+        assert!(refused(again).contains("second Inventory"));
     }
 
     #[test]

@@ -27,6 +27,8 @@ use crate::trust::TrustRoot;
 
 /// For the first message of a session.
 const HELLO: Duration = Duration::from_secs(10);
+/// For a peer to read what waits for it, and for the cluster to handle its last message, before the next one is heard.
+const UNHEARD: Duration = Duration::from_secs(30);
 /// Pings without any answer that end a session.
 const SILENT_PINGS: u32 = 3;
 
@@ -187,8 +189,9 @@ impl Rpc {
             inventory: Inventory::default(),
         };
         let origin = remote.address.ip();
+        let sender = Arc::clone(&session);
         self.inputs.send(Input::Connect { info, origin, session }).await.map_err(|_| stops())?;
-        Ok((opened, Outgoing { queue, over: Some(over) }))
+        Ok((opened, Outgoing { session: sender, queue, over: Some(over) }))
     }
 }
 
@@ -298,7 +301,10 @@ impl Open {
             Heard::Events(events) => {
                 let name = &self.certificate.name;
                 let traced = traced.map(|(task, context)| Traced { task, context, name: Arc::from(&**name) });
-                let input = Input::Events { session: Arc::clone(&self.session), events, traced };
+                let slot = timeout(UNHEARD, self.session.next_slot()).await.map_err(|_| {
+                    Status::resource_exhausted(format!("too slow: the peer has read nothing for {UNHEARD:?}"))
+                })?;
+                let input = Input::Events { session: Arc::clone(&self.session), events, traced, slot: Some(slot) };
                 self.inputs.send(input).await.map_err(|_| stops())
             }
             Heard::Renew(csr) => {
@@ -315,6 +321,7 @@ impl Open {
 
 /// Messages to a peer: those queued, or the reason of the end before any that is left.
 pub(super) struct Outgoing {
+    session: Arc<Session>,
     queue: mpsc::Receiver<proto::SchedulerMessage>,
     over: Option<oneshot::Receiver<Status>>,
 }
@@ -328,7 +335,11 @@ impl Stream for Outgoing {
             self.over = None;
             return Poll::Ready(why.ok().filter(|why| why.code() != Code::Ok).map(Err));
         }
-        self.queue.poll_recv(cx).map(|message| message.map(Ok))
+        let message = self.queue.poll_recv(cx);
+        if let Poll::Ready(Some(message)) = &message {
+            self.session.sent(message);
+        }
+        message.map(|message| message.map(Ok))
     }
 }
 

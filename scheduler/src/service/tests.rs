@@ -10,7 +10,7 @@ use proto::scheduler_message::Body;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
-use super::actor::{self, Input, OUTGOING, Session};
+use super::actor::{self, Input, OUTGOING, OUTGOING_BYTES, Session};
 use super::hear::{self, Heard, Inventory};
 use super::tell::message;
 use super::waits::Traced;
@@ -49,7 +49,10 @@ impl Peer {
     }
 
     async fn tell_traced(&self, events: Vec<Event>, traced: Option<Traced>) {
-        self.inputs.send(Input::Events { session: Arc::clone(&self.session), events, traced }).await.unwrap();
+        self.inputs
+            .send(Input::Events { session: Arc::clone(&self.session), events, traced, slot: None })
+            .await
+            .unwrap();
     }
 
     async fn hold(&self, task: TaskName) {
@@ -124,6 +127,72 @@ async fn a_peer_that_reads_nothing_loses_its_session() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_told_more_than_it_reads_is_not_heard_and_then_loses_its_session() {
+    let (session, mut queue, over) = Session::new(IpAddr::from([10, 0, 0, 9]), Arc::default());
+    let digests = vec![proto::DigestRun { first: 0, digests: vec![7; 1 << 20].into() }];
+    let large = message(Body::Digests(proto::Digests { task: TASK.to_vec().into(), runs: digests }));
+    let has_slot = || async {
+        tokio::select! {
+            biased;
+            _ = session.next_slot() => true,
+            () = std::future::ready(()) => false,
+        }
+    };
+    assert!(has_slot().await);
+    session.send(large.clone());
+    assert!(!has_slot().await, "a message of over a MiB waits");
+    session.sent(&queue.recv().await.unwrap());
+    assert!(has_slot().await, "it was read");
+    for _ in 0..OUTGOING_BYTES >> 20 {
+        session.send(large.clone());
+    }
+    let why = over.await.unwrap();
+    assert_eq!(why.code(), Code::ResourceExhausted);
+    assert!(why.message().contains("bytes wait"), "{why}");
+}
+
+#[tokio::test]
+async fn a_long_message_of_one_peer_does_not_hold_up_the_lease_of_another() {
+    let (inputs, _status) = actor::start(cluster::Options::default(), Tracer::default());
+    let mut long = Peer::connect(&inputs, "long", [10, 0, 0, 1], [10, 0, 0, 9]).await;
+    let mut short = Peer::connect(&inputs, "short", [10, 0, 0, 2], [10, 0, 0, 9]).await;
+    let want = |task| Event::Want {
+        task,
+        len: 5 * MIB,
+        host: "cdn.example".to_owned(),
+        can_fetch: true,
+        connections: 1,
+        wanted: None,
+        name: None,
+    };
+    let held = |n: u32| {
+        let mut task = [0; 32];
+        task[..4].copy_from_slice(&n.to_be_bytes());
+        Event::Held { task, len: 5 * MIB, complete: true, have: Vec::new() }
+    };
+    long.tell((1..30_000).map(held).chain([want([9; 32])]).collect()).await;
+    short.tell(vec![want(TASK)]).await;
+    let leased = |told: &proto::SchedulerMessage| matches!(told.body, Some(Body::Lease(_)));
+    while !leased(&tokio::time::timeout(LONG, short.queue.recv()).await.unwrap().unwrap()) {}
+    while let Ok(told) = long.queue.try_recv() {
+        assert!(!leased(&told), "the long message was handled to its end before the short one");
+    }
+    while !leased(&tokio::time::timeout(LONG, long.queue.recv()).await.unwrap().unwrap()) {}
+}
+
+#[tokio::test]
+async fn a_peer_over_its_budget_is_told_so() {
+    let (inputs, _status) = actor::start(cluster::Options::default(), Tracer::default());
+    let peer = Peer::connect(&inputs, "greedy", [10, 0, 0, 1], [10, 0, 0, 9]).await;
+    let scattered: Vec<_> = (0..50_000).map(|n| n * 2..n * 2 + 1).collect();
+    let claim = |n| Event::Held { task: [n; 32], len: 64 << 40, complete: false, have: scattered.clone() };
+    for n in 1..20 {
+        peer.tell(vec![claim(n)]).await;
+    }
+    assert_eq!(peer.ended().await, Code::ResourceExhausted);
+}
+
+#[tokio::test]
 async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
     let (inputs, mut status) = actor::start(cluster::Options::default(), Tracer::default());
     let (session, mut queue, _over) = Session::new(IpAddr::from([10, 0, 0, 9]), Arc::default());
@@ -142,7 +211,10 @@ async fn a_peer_of_an_older_version_is_understood_and_gets_its_leases() {
             ("pong", Heard::Nothing) => {}
             (_, Heard::Events(events)) => {
                 assert!(!events.is_empty(), "{kind}");
-                inputs.send(Input::Events { session: Arc::clone(&session), events, traced: None }).await.unwrap();
+                inputs
+                    .send(Input::Events { session: Arc::clone(&session), events, traced: None, slot: None })
+                    .await
+                    .unwrap();
             }
             (kind, other) => panic!("{kind}: {other:?}"),
         }
