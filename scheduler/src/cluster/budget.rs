@@ -14,9 +14,9 @@ pub(super) const ENTRY_BYTES: usize = 640;
 /// What a run of pieces costs: two steps among the counts of holders, and one run among the free ones.
 const RUN_BYTES: usize = 72;
 /// Tasks that a peer may be entered at. Its claims about others are passed over: a node that holds more is known for a part of it.
-pub(super) const MAX_TASKS_A_PEER: usize = 40_000;
-/// What the claims of one peer may take: all its tasks, and some 200,000 runs of pieces.
-const PEER_BYTES: usize = 40 << 20;
+pub(super) const MAX_TASKS_A_PEER: usize = 32_768;
+/// What the claims of one peer may take: all its tasks, and some 150,000 runs of pieces.
+const PEER_BYTES: usize = 32 << 20;
 /// A peer may always claim this much, whatever the others take.
 const LEAST_SHARE: usize = 1 << 20;
 /// One peer's part of the memory for digests: past it its own oldest digests make room.

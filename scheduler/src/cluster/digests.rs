@@ -1,8 +1,8 @@
 //! Digests of pieces: the first report counts until somebody disagrees [pure].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::budget::{DIGEST_SHARES, LEAST_DIGESTS};
@@ -69,6 +69,27 @@ pub(super) struct Digests {
     seeking: bool,
     pub(super) disputes: Vec<Dispute>,
     pub(super) doubts: Doubts,
+}
+
+/// The digests of a task, allocated when something of them is first changed: most tasks are only held, and a peer can name
+/// many of them.
+#[derive(Debug, Default)]
+pub(super) struct DigestTable(Option<Box<Digests>>);
+
+static NO_DIGESTS: LazyLock<Digests> = LazyLock::new(Digests::default);
+
+impl Deref for DigestTable {
+    type Target = Digests;
+
+    fn deref(&self) -> &Digests {
+        self.0.as_deref().unwrap_or(&NO_DIGESTS)
+    }
+}
+
+impl DerefMut for DigestTable {
+    fn deref_mut(&mut self) -> &mut Digests {
+        self.0.get_or_insert_default()
+    }
 }
 
 /// Room for what was reported, and not for all that could be: a digest alone in its chunk is one report.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::piece_set::PieceSet;
 use super::pieces::{subtract, tidied};
-use super::sessions::Check;
+use super::sessions::{Check, LATER, TASKS_AT_ONCE};
 use super::tasks::{Owes, Task};
 use super::{Cluster, Progress, TaskName};
 
@@ -274,13 +274,25 @@ impl Cluster {
     }
 
     pub(super) fn inventory_end(&mut self, now: Duration, peer: u32) {
-        for at in self.tasks_of(peer) {
-            if self.entry(at, peer).is_some_and(|entry| entry.owes.settle(Owes::HOLDINGS)) {
-                self.lose_all(at, peer);
-                self.put_away(now, at, peer);
-                self.lease_out(now, at);
-            }
-        }
+        self.drop_unnamed(now, peer);
         self.checks.insert((now + SAY_AGAIN, peer, Check::Wants));
+    }
+
+    /// What the inventory did not name is not held; of many tasks, the rest follows at later ticks.
+    pub(super) fn drop_unnamed(&mut self, now: Duration, peer: u32) {
+        let owed = |&at: &u32| self.seen_entry(at, peer).is_some_and(|entry| entry.owes.has(Owes::HOLDINGS));
+        let mut unnamed: Vec<u32> = self.tasks_of(peer).into_iter().filter(owed).collect();
+        if unnamed.len() > TASKS_AT_ONCE {
+            unnamed.truncate(TASKS_AT_ONCE);
+            self.checks.insert((now + LATER, peer, Check::Unnamed));
+        }
+        for at in unnamed {
+            if let Some(entry) = self.entry(at, peer) {
+                entry.owes.set(Owes::HOLDINGS, false);
+            }
+            self.lose_all(at, peer);
+            self.put_away(now, at, peer);
+            self.lease_out(now, at);
+        }
     }
 }

@@ -325,6 +325,11 @@ impl Cluster {
         self.members.set_origin(peer.0, from);
     }
 
+    /// The name of a peer that is known.
+    pub fn name(&self, peer: PeerId) -> Option<Arc<str>> {
+        self.members.get(peer.0).map(|member| Arc::clone(&member.info.name))
+    }
+
     /// Takes one event of a connected peer; `now` never goes back.
     pub fn handle(&mut self, now: Duration, peer: PeerId, event: Event) {
         let at = peer.0;

@@ -5,16 +5,19 @@ use std::time::Duration;
 use super::Cluster;
 use super::tasks::Owes;
 
-/// Tasks that a peer is taken out of in one tick.
-const FORGOTTEN_AT_ONCE: usize = 2_048;
+/// Tasks of a peer that are worked on in one tick when it left or came back: what is due for others is not to wait for one with
+/// many.
+pub(super) const TASKS_AT_ONCE: usize = 256;
 /// The next tick is later than this.
-const LATER: Duration = Duration::from_millis(1);
+pub(super) const LATER: Duration = Duration::from_millis(1);
 
 /// What is looked after at a set time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Check {
     /// Without a session for a while: others may need what it held.
     Absent,
+    /// Its inventory is in, and did not name all that it held.
+    Unnamed,
     /// Gone for good.
     Forget,
     /// Its inventory is in: what it wanted in the session before and has not said again, it does not want.
@@ -44,6 +47,7 @@ impl Cluster {
                 Check::Forget if gone_for(self.options.grace) || gone.is_some() && self.is_refused(peer) => {
                     self.forget(now, peer);
                 }
+                Check::Unnamed => self.drop_unnamed(now, peer),
                 Check::Wants => self.drop_unsaid(now, peer),
                 Check::Absent | Check::Forget => {}
             }
@@ -52,7 +56,14 @@ impl Cluster {
 
     /// Its links stay, and its name; its leases and the pieces that it alone held are free.
     fn set_aside(&mut self, now: Duration, peer: u32) {
-        for at in self.tasks_of(peer) {
+        let fetches = |at| self.seen(at).is_some_and(|task| task.fetchers.contains_key(&peer));
+        let has = |&at: &u32| self.seen_entry(at, peer).is_some_and(|entry| entry.held > 0) || fetches(at);
+        let mut tasks: Vec<u32> = self.tasks_of(peer).into_iter().filter(has).collect();
+        if tasks.len() > TASKS_AT_ONCE {
+            tasks.truncate(TASKS_AT_ONCE);
+            self.checks.insert((now + LATER, peer, Check::Absent));
+        }
+        for at in tasks {
             self.end_leases(at, peer, false);
             self.lose_all(at, peer);
             self.lease_out(now, at);
@@ -63,11 +74,11 @@ impl Cluster {
         self.members.get(peer).is_some_and(|member| member.refused)
     }
 
-    /// Takes a peer out of its tasks, some at each tick: what is due for others is not to wait for one with many.
+    /// Takes a peer out of its tasks, some at each tick.
     fn forget(&mut self, now: Duration, peer: u32) {
         let mut tasks = self.tasks_of(peer);
-        let more = tasks.len() > FORGOTTEN_AT_ONCE;
-        tasks.truncate(FORGOTTEN_AT_ONCE);
+        let more = tasks.len() > TASKS_AT_ONCE;
+        tasks.truncate(TASKS_AT_ONCE);
         for at in tasks {
             self.remove_entry(now, at, peer);
             self.lease_out(now, at);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::budget::ENTRY_BYTES;
-use super::digests::Digests;
+use super::digests::DigestTable;
 use super::holders::HolderCounts;
 use super::piece_set::PieceSet;
 use super::pieces::{FreeRuns, pieces_of};
@@ -120,7 +120,7 @@ pub(super) struct Task {
     pub(super) windows: BTreeMap<u32, Box<[Range<u32>]>>,
     /// Peers by group, in tasks with many peers; may name peers that have left.
     pub(super) near: Map<u32, Vec<u32>>,
-    pub(super) digests: Digests,
+    pub(super) digests: DigestTable,
     pub(super) preheated: bool,
     /// No leases before.
     pub(super) settled: Duration,
@@ -149,7 +149,7 @@ impl Task {
             waiting: VecDeque::new(),
             windows: BTreeMap::new(),
             near: Map::default(),
-            digests: Digests::default(),
+            digests: DigestTable::default(),
             preheated: false,
             settled: Duration::ZERO,
             pending: false,

@@ -31,6 +31,8 @@ const TURN: Duration = Duration::from_millis(1);
 const MAX_DEBT: Duration = Duration::from_millis(20);
 /// A name's session is not replaced again before this: two nodes with one key must not keep the scheduler busy.
 const REPLACED_APART: Duration = Duration::from_secs(10);
+/// A peer that was refused for what it claimed is not let in again before this: to take its claims back is work too.
+const REFUSED_APART: Duration = Duration::from_secs(60);
 /// Messages that wait for one peer; past it the peer is too slow and its session ends.
 pub(super) const OUTGOING: usize = 4096;
 /// The same in bytes: all digests of the largest tasks in use fit several times.
@@ -152,6 +154,7 @@ pub(super) fn start(options: Options, tracer: Tracer) -> (mpsc::Sender<Input>, w
         cluster: Cluster::new(options),
         sessions: HashMap::new(),
         replaced: HashMap::new(),
+        refused: HashMap::new(),
         turns: VecDeque::new(),
         started: Instant::now(),
         letters: Letters::default(),
@@ -167,6 +170,8 @@ struct Actor {
     sessions: HashMap<PeerId, Arc<Session>>,
     /// Names whose session was replaced lately, and when.
     replaced: HashMap<Arc<str>, Instant>,
+    /// Names of peers that were refused lately, and when.
+    refused: HashMap<Arc<str>, Instant>,
     /// Messages that were begun, or whose session owes time, in the order of their next turns.
     turns: VecDeque<Turn>,
     started: Instant,
@@ -288,6 +293,10 @@ impl Actor {
                 "two nodes share one name and key: is a data directory a copy of another node's? The last one was let in a moment ago",
             ));
         }
+        self.refused.retain(|_, at| at.elapsed() < REFUSED_APART);
+        if self.refused.contains_key(&name) {
+            return session.end(greedy());
+        }
         let peer = self.cluster.connect(info);
         self.cluster.set_origin(peer, origin);
         if self.cluster.is_banned_peer(self.started.elapsed(), peer) {
@@ -326,8 +335,12 @@ impl Actor {
                 messages.into_iter().for_each(|message| session.send(message));
             }
         }
+        let refused = self.cluster.take_refused();
+        for name in refused.iter().filter_map(|&peer| self.cluster.name(peer)) {
+            self.refused.insert(name, Instant::now());
+        }
         let ended = self.cluster.take_banned().into_iter().map(|peer| (peer, banned()));
-        let ended: Vec<_> = ended.chain(self.cluster.take_refused().into_iter().map(|peer| (peer, greedy()))).collect();
+        let ended: Vec<_> = ended.chain(refused.into_iter().map(|peer| (peer, greedy()))).collect();
         for (peer, why) in ended {
             if let Some(session) = self.sessions.remove(&peer) {
                 session.end(why);

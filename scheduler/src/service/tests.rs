@@ -190,6 +190,8 @@ async fn a_peer_over_its_budget_is_told_so() {
         peer.tell(vec![claim(n)]).await;
     }
     assert_eq!(peer.ended().await, Code::ResourceExhausted);
+    let again = Peer::connect(&inputs, "greedy", [10, 0, 0, 1], [10, 0, 0, 9]).await;
+    assert_eq!(again.ended().await, Code::ResourceExhausted, "not let in again at once");
 }
 
 #[tokio::test]

@@ -176,7 +176,7 @@ fn name(task: u8) -> bytes::Bytes {
     vec![task; 32].into()
 }
 
-async fn channel(data_dir: &Path, scheduler: SocketAddr, name: &str) -> Channel {
+pub(crate) async fn channel(data_dir: &Path, scheduler: SocketAddr, name: &str) -> Channel {
     let authority = Authority::open(data_dir).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();

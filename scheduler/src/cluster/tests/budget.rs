@@ -160,3 +160,26 @@ fn one_peer_leaves_connections_to_an_origin_for_the_others() {
     cluster.handle(at(1), modest, wants(9_999, 4));
     assert_eq!(leases(&drain(&mut cluster), modest).len(), 1);
 }
+
+#[test]
+fn a_peer_with_many_tasks_leaves_them_over_several_ticks() {
+    let hold = |cluster: &mut Cluster, peer| {
+        for n in 0..1_000 {
+            cluster.handle(at(0), peer, Event::Held { task: named(n), len: LEN, complete: true, have: Vec::new() });
+        }
+    };
+    let mut cluster = Cluster::new(Options::default());
+    let peer = cluster.connect(info(0));
+    hold(&mut cluster, peer);
+    cluster.handle(at(1), peer, Event::InventoryStart);
+    cluster.handle(at(1), peer, Event::InventoryEnd);
+    assert_eq!(cluster.tasks(), 1_000 - sessions::TASKS_AT_ONCE);
+    (1..20).for_each(|tick| cluster.tick(at(tick * 50)));
+    assert_eq!((cluster.tasks(), cluster.claimed), (0, 0));
+    hold(&mut cluster, peer);
+    cluster.handle(at(1_000), peer, Event::Gone);
+    cluster.tick(at(4_000));
+    assert_eq!(cluster.tasks(), 1_000, "its place is kept for its return");
+    (0..20).for_each(|tick| cluster.tick(at(20_000 + tick * 50)));
+    assert_eq!((cluster.peers(), cluster.tasks(), cluster.claimed), (0, 0, 0));
+}
