@@ -1,6 +1,6 @@
 //! Between the messages of scheduler.proto and the types of the exchange and the store [no I/O].
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
 
 use bytes::Bytes;
 use pondhawk_proto::v1 as proto;
@@ -163,6 +163,15 @@ pub(super) fn parent(parent: &proto::Parent) -> Option<Parent> {
     })
 }
 
+/// Whether a parent's endpoints can be addresses of one host. An older scheduler passes on what a peer advertised, and packets to
+/// a group or to every host of a network would go to others than that peer.
+pub(super) fn is_dialable(parent: &Parent) -> bool {
+    let ip = parent.address.ip().to_canonical();
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    let last = u32::from(parent.address.port()) + u32::from(parent.endpoints.max(1)) - 1;
+    !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast && parent.address.port() != 0 && last <= 65_535
+}
+
 /// First piece and digests; `None` where it is not 32 bytes a piece.
 pub(super) fn digest_run(run: &proto::DigestRun) -> Option<(u32, Vec<[u8; 32]>)> {
     let (digests, rest) = run.digests.as_chunks::<32>();
@@ -260,4 +269,33 @@ fn piece_set(runs: &[Range<u32>]) -> proto::PieceSet {
 
 fn name(task: &TaskId) -> Bytes {
     Bytes::copy_from_slice(&task.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_one_host_are_dialled() {
+        let dialable = |address: &str, endpoints| {
+            let told = proto::Parent {
+                name: "p".into(),
+                quic_address: address.into(),
+                quic_endpoints: endpoints,
+                ..Default::default()
+            };
+            parent(&told).is_some_and(|parent| is_dialable(&parent))
+        };
+        for address in ["10.0.0.1:65010", "127.0.0.1:65010", "[fd00::1]:65010", "198.51.100.1:1"] {
+            assert!(dialable(address, 4), "{address}");
+        }
+        for address in
+            ["0.0.0.0:65010", "[::]:65010", "224.0.0.1:65010", "[ff02::1]:65010", "255.255.255.255:65010", "10.0.0.1:0"]
+        {
+            assert!(!dialable(address, 1), "{address}");
+        }
+        assert!(
+            !dialable("[::ffff:224.0.0.1]:65010", 1) && !dialable("10.0.0.1:65535", 2) && dialable("10.0.0.1:65535", 1)
+        );
+    }
 }

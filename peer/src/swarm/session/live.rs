@@ -242,6 +242,10 @@ impl Live {
         }
         for parent in &parents.add {
             let parent = convert::parent(parent).ok_or(End::Nonsense("a parent without name or address"))?;
+            if !convert::is_dialable(&parent) {
+                tracing::debug!(parent = %parent.peer, address = %parent.address, "not linked: no host has this address");
+                continue;
+            }
             self.exchange.tell(self.seat, &task, Told::Link(parent));
         }
         Ok(())
