@@ -100,9 +100,28 @@ struct PortPlaces {
 #[derive(Default)]
 struct RefusalWarnings {
     full: WarningLimit,
+    expired: WarningLimit,
+    foreign: WarningLimit,
     handshake: WarningLimit,
     late: WarningLimit,
     certificate: WarningLimit,
+}
+
+impl RefusalWarnings {
+    /// What the handshake's error means here, and its limit: a reason that many strangers cause must not hide another one.
+    fn refusal(&self, error: &io::Error) -> (&WarningLimit, String) {
+        use rustls::CertificateError::{Expired, ExpiredContext, UnknownIssuer};
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match inner {
+            Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => {
+                (&self.expired, "the peer's certificate has expired: it has to join again with a token".to_owned())
+            }
+            Some(rustls::Error::InvalidCertificate(UnknownIssuer)) => {
+                (&self.foreign, "the peer's certificate is not of this cluster's CA".to_owned())
+            }
+            _ => (&self.handshake, error.to_string()),
+        }
+    }
 }
 
 impl PortPlaces {
@@ -270,8 +289,9 @@ async fn handshake(acceptor: &TlsAcceptor, tcp: TcpStream, address: SocketAddr, 
             return None;
         }
         Ok(Err((error, tcp))) => {
-            if let Some(left_out) = warnings.handshake.allow(Instant::now()) {
-                tracing::warn!(peer = %address, error = %refusal(&error), left_out, "refused: the TLS handshake failed");
+            let (limit, why) = warnings.refusal(&error);
+            if let Some(left_out) = limit.allow(Instant::now()) {
+                tracing::warn!(peer = %address, error = %why, left_out, "refused: the TLS handshake failed");
             }
             linger(tcp).await;
             return None;
@@ -311,21 +331,6 @@ async fn linger(mut tcp: TcpStream) {
     };
     // Whatever comes of it, the connection is over.
     drop(timeout(LINGER, drained).await);
-}
-
-/// What the handshake's error means here.
-fn refusal(error: &io::Error) -> String {
-    use rustls::CertificateError::{Expired, ExpiredContext, UnknownIssuer};
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => {
-            "the peer's certificate has expired: it has to join again with a token".to_owned()
-        }
-        Some(rustls::Error::InvalidCertificate(UnknownIssuer)) => {
-            "the peer's certificate is not of this cluster's CA".to_owned()
-        }
-        _ => error.to_string(),
-    }
 }
 
 fn certified(certificate: &CertificateDer<'_>) -> Option<Certified> {
