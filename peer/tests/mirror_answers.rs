@@ -9,6 +9,7 @@ mod stage;
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    os::unix::net::UnixStream,
     thread,
     time::Duration,
 };
@@ -44,7 +45,7 @@ fn small(stage: &Stage, name: &str, len: u64) -> (String, Vec<u8>) {
 
 /// Has the node remove a task.
 fn remove(stage: &Stage, task: &str) {
-    let mut connection = TcpStream::connect(stage.node.admin).unwrap();
+    let mut connection = UnixStream::connect(stage.node.dir.path().join("data/admin.sock")).unwrap();
     let head = format!("DELETE /v1/tasks/{task} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
     connection.write_all(head.as_bytes()).unwrap();
     let answer = read_answer(&mut connection, false);
