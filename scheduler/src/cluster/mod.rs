@@ -13,6 +13,7 @@ mod doubts;
 mod holders;
 mod holdings;
 mod hosts;
+mod invariants;
 mod leases;
 mod membership;
 mod piece_set;

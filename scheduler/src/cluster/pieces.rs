@@ -63,7 +63,7 @@ impl FreeRuns {
         }
     }
 
-    #[cfg(test)]
+    /// The runs, for the invariants.
     pub(super) fn clone_runs(&self) -> Vec<Range<u32>> {
         self.runs.iter().map(|(&start, &end)| start..end).collect()
     }

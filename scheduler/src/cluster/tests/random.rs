@@ -6,72 +6,6 @@ use super::*;
 
 const PEERS: u32 = 24;
 
-/// What always holds.
-fn check(cluster: &Cluster, now: Duration) {
-    for at in 0..u32::try_from(cluster.tasks.len()).unwrap() {
-        if let Some(task) = cluster.seen(at) {
-            check_pieces(cluster, at, task);
-            check_entries(cluster, at, task, now);
-        }
-    }
-    for (name, host) in &cluster.hosts {
-        let fetchers = cluster.tasks.iter().flatten().flat_map(|task| task.fetchers.values());
-        let in_use: u32 =
-            fetchers.filter(|fetcher| fetcher.host.as_ref() == Some(name)).map(|fetcher| fetcher.connections).sum();
-        assert_eq!(in_use, host.in_use);
-        assert!(in_use <= cluster.options.origin_connections);
-    }
-    let count: usize = cluster.tasks.iter().flatten().map(|task| task.leases.len()).sum();
-    assert_eq!(count, cluster.leases.len());
-    let digests: usize = cluster.tasks.iter().flatten().map(|task| task.digests.bytes()).sum();
-    assert_eq!(digests, cluster.digest_bytes);
-}
-
-/// Every piece is either held, or leased once, or free; held ones may lie inside a lease.
-fn check_pieces(cluster: &Cluster, at: u32, task: &Task) {
-    let mut leased = vec![0; task.pieces as usize];
-    for (start, id) in &task.leases {
-        let lease = &cluster.leases[id];
-        assert!(lease.start == *start && lease.end > lease.start && lease.task == at);
-        (lease.start..lease.end).for_each(|piece| leased[piece as usize] += 1);
-        assert_eq!(lease.left as usize, (lease.start..lease.end).filter(|&piece| !task.is_held(piece)).count());
-        assert!(lease.left > 0, "a lease without work");
-    }
-    let free: Vec<Range<u32>> = task.free.clone_runs();
-    for piece in 0..task.pieces {
-        let is_free = free.iter().any(|run| run.contains(&piece));
-        let (held, leased) = (task.is_held(piece), leased[piece as usize]);
-        assert!(leased <= 1, "piece {piece} is leased twice");
-        assert_eq!(is_free, !held && leased == 0, "piece {piece}: held {held}, leased {leased}");
-        let holders = task.entries.iter().filter(|entry| entry.have.has(piece)).count();
-        assert_eq!(task.holders.get(piece) as usize, holders);
-    }
-    for (peer, fetcher) in &task.fetchers {
-        let own: Vec<&Lease> = task.leases.values().map(|id| &cluster.leases[id]).filter(|l| l.peer == *peer).collect();
-        assert_eq!(own.len(), fetcher.leases as usize);
-        assert_eq!(own.iter().map(|lease| lease.left).sum::<u32>(), fetcher.left);
-        assert!(fetcher.leases > 0);
-    }
-}
-
-fn check_entries(cluster: &Cluster, at: u32, task: &Task, now: Duration) {
-    let count = |is: fn(&tasks::Entry) -> bool| u32::try_from(task.entries.iter().filter(|e| is(e)).count()).unwrap();
-    assert_eq!(count(|entry| entry.wants), task.wanters);
-    assert_eq!(count(|entry| entry.can_fetch), task.can_fetch);
-    assert_eq!(count(|entry| entry.complete), task.complete);
-    for entry in &task.entries {
-        let bits = if entry.complete { task.pieces } else { entry.have.count() };
-        assert_eq!(bits, entry.held);
-        assert!(!entry.complete || entry.have.bytes() == 0);
-        assert!(entry.links.len() <= cluster.options.max_links, "{} links", entry.links.len());
-        assert!(!cluster.is_banned(now, entry.peer) || entry.links.is_empty() && entry.held == 0);
-        for (n, &other) in entry.links.iter().enumerate() {
-            assert!(!entry.links[..n].contains(&other), "linked twice");
-            assert!(cluster.seen_entry(at, other).unwrap().links.contains(&entry.peer), "links are mutual");
-        }
-    }
-}
-
 /// What the peers were told, checked against itself: no piece is two peers' to fetch at once.
 #[derive(Default)]
 struct Told {
@@ -180,9 +114,9 @@ fn run(cluster: &mut Cluster, steps: Vec<Step>) -> Duration {
                 }
             }
         }
-        check(cluster, now);
+        cluster.check_invariants(now);
         cluster.tick(now);
-        check(cluster, now);
+        cluster.check_invariants(now);
         told.take(cluster);
     }
     now
@@ -215,7 +149,7 @@ proptest! {
             }
             cluster.tick(now);
         }
-        check(&cluster, now);
+        cluster.check_invariants(now);
         for task in cluster.tasks.iter().flatten() {
             let unheld = task.unheld(0..task.pieces);
             let disputed = unheld.iter().cloned().flatten().all(|piece| task.digests.is_disputed(piece));
