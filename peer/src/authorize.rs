@@ -3,7 +3,7 @@
 //! An object that the node holds is no weaker protected than at the origin: the origin is asked with this client's own URL and
 //! headers, and its consent is remembered for at most the URL's own lifetime and a short cap. Refusals are never remembered.
 
-mod expiry;
+pub(crate) mod expiry;
 mod grants;
 
 use std::{

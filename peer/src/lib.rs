@@ -21,6 +21,8 @@ pub mod config;
 pub mod connections;
 pub mod expiring;
 pub mod flight;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod limits;
 pub mod metrics;
 pub mod node;

@@ -9,6 +9,8 @@
 
 pub mod authority;
 pub mod cluster;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hosts;
 pub mod http_port;
 pub mod kube;

@@ -2,14 +2,14 @@
 
 mod actor;
 mod counts;
-mod hear;
+pub(crate) mod hear;
 mod look;
 mod rpc;
 mod shares;
 mod tell;
 #[cfg(test)]
 mod tests;
-mod tls;
+pub(crate) mod tls;
 mod waits;
 
 use std::io;

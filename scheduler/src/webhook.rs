@@ -5,7 +5,7 @@
 
 pub(crate) mod certificate;
 mod patch;
-mod review;
+pub(crate) mod review;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::http_port::{self, text, typed};
 use crate::{service::unix_now, validity};
 use certificate::{Certificate, CertificateError};
-use patch::Settings;
+pub use patch::Settings;
 
 /// Connections at a time: an API server keeps a few open.
 const CONNECTIONS: usize = 64;

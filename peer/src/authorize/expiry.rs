@@ -4,7 +4,7 @@ use url::Url;
 
 /// Seconds since 1970 at which the URL's own signature ends: the earliest of what its parameters say, `None` if they say
 /// nothing that can be read.
-pub(super) fn of(url: &Url) -> Option<u64> {
+pub(crate) fn of(url: &Url) -> Option<u64> {
     let plain = parameter(url, "expires").and_then(|text| text.parse().ok());
     let policy = parameter(url, "policy").and_then(|text| policy_end(&text));
     let dated = ["amz", "goog"].iter().filter_map(|cloud| dated_end(url, cloud)).min();

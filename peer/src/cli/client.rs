@@ -26,7 +26,7 @@ const SAME_START_SECONDS: u64 = 2;
 
 /// Where a node is asked: at least one of both is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct AdminPlace {
+pub(crate) struct AdminPlace {
     /// The path of its socket.
     pub(super) socket: Option<PathBuf>,
     /// `host:port` of its port.

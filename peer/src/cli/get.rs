@@ -6,11 +6,11 @@
 mod cache;
 mod error;
 mod filter;
-mod hub;
+pub(crate) mod hub;
 mod names;
 mod place;
 pub(super) mod progress;
-mod reference;
+pub(crate) mod reference;
 mod report;
 mod settings;
 mod taken;

@@ -7,7 +7,7 @@ pub mod ca;
 mod client;
 mod config;
 mod explain;
-mod get;
+pub(crate) mod get;
 mod human;
 mod logging;
 mod ls;

@@ -47,7 +47,7 @@ impl IndexError {
 
 /// What the index holds of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(crate) struct Record {
     pub(super) meta: TaskMeta,
     /// Tells two tasks of the same id apart that followed each other.
     pub(super) generation: u64,
@@ -56,7 +56,7 @@ pub(super) struct Record {
 }
 
 /// A record as found at start.
-pub(super) struct Loaded {
+pub(crate) struct Loaded {
     pub(super) record: Record,
     pub(super) last_used: u64,
     pub(super) held_bytes: u64,
@@ -86,7 +86,7 @@ pub(super) enum Op {
 }
 
 /// The database, and what is needed to open it again after an I/O error.
-pub(super) struct Index {
+pub(crate) struct Index {
     path: PathBuf,
     database: Option<Database>,
     epoch: u64,
@@ -96,7 +96,7 @@ impl Index {
     /// Opens or makes the index, starts a new epoch, and reads all records.
     ///
     /// An index that can't be read is moved to `aside`, and an empty one takes its place.
-    pub(super) fn open(path: PathBuf, aside: PathBuf) -> Result<(Self, Vec<Loaded>), IndexError> {
+    pub(crate) fn open(path: PathBuf, aside: PathBuf) -> Result<(Self, Vec<Loaded>), IndexError> {
         match Self::open_as_is(path.clone()) {
             Ok(opened) => Ok(opened),
             Err(error) if is_damage(&error) => {

@@ -5,7 +5,7 @@ mod clock;
 mod error;
 pub mod evict;
 mod held;
-mod index;
+pub(crate) mod index;
 mod inventory;
 mod keeper;
 pub mod layout;

@@ -12,7 +12,7 @@ pub mod identity;
 pub mod origin;
 pub mod own;
 mod pool;
-mod request;
+pub(crate) mod request;
 pub mod retry;
 mod run;
 mod seats;

@@ -151,7 +151,7 @@ pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
 
 /// The client's headers as they go to the origin, without hop-by-hop ones, without those that frame a body, which follow
 /// from the body that is really sent, and without Host, which hyper's caller sets.
-pub(super) fn forwarded(headers: &[(String, Vec<u8>)]) -> HeaderMap {
+pub(crate) fn forwarded(headers: &[(String, Vec<u8>)]) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(value)) {

@@ -133,7 +133,7 @@ impl fmt::Debug for Upstream {
 
 /// How many of `more` still belong to the head of the proxy's answer, of which `head` was there before; whether that is its end.
 /// What follows is the tunnel's. A line ends with LF, with or without CR before it (RFC 9112 section 2.2).
-pub(super) fn of_head(head: &[u8], more: &[u8]) -> (usize, bool) {
+pub(crate) fn of_head(head: &[u8], more: &[u8]) -> (usize, bool) {
     let before = &head[head.len().saturating_sub(2)..];
     let both = [before, more].concat();
     let end = (0..both.len()).find_map(|at| match &both[at..] {
@@ -145,12 +145,12 @@ pub(super) fn of_head(head: &[u8], more: &[u8]) -> (usize, bool) {
 }
 
 /// Whether another head follows one with this status: 1xx, but for 101 (RFC 9110 section 15.2).
-pub(super) fn is_interim(status: u16) -> bool {
+pub(crate) fn is_interim(status: u16) -> bool {
     matches!(status, 100 | 102..=199)
 }
 
 /// The status of a whole head; none: it is not HTTP/1.
-pub(super) fn status(head: &[u8]) -> Option<u16> {
+pub(crate) fn status(head: &[u8]) -> Option<u16> {
     let mut lines = [httparse::EMPTY_HEADER; MAX_LINES];
     let mut answer = httparse::Response::new(&mut lines);
     answer.parse(head).ok().filter(httparse::Status::is_complete)?;

@@ -26,11 +26,11 @@ const MAX_ENDPOINTS: u32 = 1024;
 /// What is wrong with a message.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Invalid(String);
+pub(crate) struct Invalid(String);
 
 /// How far a session has come with its inventory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Inventory {
+pub(crate) enum Inventory {
     /// None yet: nothing else may come.
     #[default]
     Expected,
@@ -42,7 +42,7 @@ pub(super) enum Inventory {
 
 /// What is to be done for a message.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// Give these to the cluster.
     Events(Vec<Event>),
     /// Sign this request.
@@ -52,7 +52,7 @@ pub(super) enum Heard {
 }
 
 /// Takes Hello apart; `remote` is where the session comes from.
-pub(super) fn hello(hello: proto::Hello, remote: IpAddr) -> Result<PeerInfo, Invalid> {
+pub(crate) fn hello(hello: proto::Hello, remote: IpAddr) -> Result<PeerInfo, Invalid> {
     if !is_peer_name(&hello.name) {
         return Err(invalid("Hello.name: 1 to 63 of a-z, 0-9, '-' and '.'"));
     }
@@ -135,13 +135,13 @@ fn labels(field: &str, labels: Vec<proto::Label>) -> Result<Vec<(String, String)
 }
 
 /// The wish in a message that is a part of a trace. Of a wish that is refused nothing is recorded, as its session ends.
-pub(super) fn traced(message: &proto::PeerMessage) -> Option<(TaskName, Context)> {
+pub(crate) fn traced(message: &proto::PeerMessage) -> Option<(TaskName, Context)> {
     let Some(Body::Want(want)) = &message.body else { return None };
     Some(((*want.task).try_into().ok()?, Context::from_bytes(&want.trace)?))
 }
 
 /// Takes any later message apart.
-pub(super) fn message(message: proto::PeerMessage, inventory: &mut Inventory) -> Result<Heard, Invalid> {
+pub(crate) fn message(message: proto::PeerMessage, inventory: &mut Inventory) -> Result<Heard, Invalid> {
     let Some(body) = message.body else { return Ok(Heard::Nothing) };
     if *inventory != Inventory::Done && !matches!(body, Body::Inventory(_) | Body::Pong(_)) {
         return Err(invalid("an Inventory is expected after Hello, before anything else"));

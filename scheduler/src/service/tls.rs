@@ -64,12 +64,12 @@ pub(super) struct Remote {
 
 /// What a certificate of this cluster says.
 #[derive(Clone, Debug)]
-pub(super) struct Certified {
-    pub(super) name: Arc<str>,
+pub(crate) struct Certified {
+    pub(crate) name: Arc<str>,
     /// Of the public key; the same after a renewal.
     pub(super) key: KeyDigest,
     /// Unix seconds.
-    pub(super) not_after: u64,
+    pub(crate) not_after: u64,
 }
 
 /// A connection whose handshake is done.
@@ -333,7 +333,7 @@ async fn linger(mut tcp: TcpStream) {
     drop(timeout(LINGER, drained).await);
 }
 
-fn certified(certificate: &CertificateDer<'_>) -> Option<Certified> {
+pub(crate) fn certified(certificate: &CertificateDer<'_>) -> Option<Certified> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let not_after = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
     let key = KeyDigest(certificate_key(certificate)?);

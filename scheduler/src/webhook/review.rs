@@ -7,7 +7,7 @@ use super::patch::{Settings, patch};
 
 /// Why a document is no question that can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ReviewError {
+pub(crate) enum ReviewError {
     #[error("this is no AdmissionReview of admission.k8s.io/v1 with a request")]
     NoReview,
 }
@@ -16,7 +16,7 @@ pub(super) enum ReviewError {
 ///
 /// # Errors
 /// The document asks nothing.
-pub(super) fn answer(review: &Value, settings: &Settings) -> Result<Value, ReviewError> {
+pub(crate) fn answer(review: &Value, settings: &Settings) -> Result<Value, ReviewError> {
     let request = &review["request"];
     let ours = review["apiVersion"] == "admission.k8s.io/v1" && review["kind"] == "AdmissionReview";
     let Some(uid) = request["uid"].as_str().filter(|_| ours) else { return Err(ReviewError::NoReview) };

@@ -43,6 +43,14 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
+    /// Adds a file, to those that are refused if its path is not safe.
+    pub(crate) fn add(&mut self, leaf: Leaf) {
+        match names::is_safe(&leaf.path) {
+            true => self.entries.push(entry(leaf)),
+            false => self.refused.push(leaf.path),
+        }
+    }
+
     /// Keeps what passes.
     pub(crate) fn retain(&mut self, passes: impl Fn(&str) -> bool) {
         self.entries.retain(|entry| passes(&entry.path));
@@ -73,7 +81,7 @@ struct Revision {
 }
 
 #[derive(Deserialize)]
-struct Leaf {
+pub(crate) struct Leaf {
     #[serde(rename = "type")]
     kind: String,
     path: String,
@@ -121,10 +129,7 @@ impl Hub {
             let too_many = |why| Err(GetError::Answer { what: label(&url), why });
             let (leaves, headers, at): (Vec<Leaf>, _, _) = self.document(web, &url).await?;
             for leaf in leaves.into_iter().filter(|leaf| leaf.kind == "file" && reference.holds(&leaf.path)) {
-                match names::is_safe(&leaf.path) {
-                    true => listing.entries.push(entry(leaf)),
-                    false => listing.refused.push(leaf.path),
-                }
+                listing.add(leaf);
             }
             pages += 1;
             if listing.entries.len() + listing.refused.len() > MAX_FILES {
@@ -219,7 +224,7 @@ fn entry(leaf: Leaf) -> Entry {
 }
 
 /// What a HEAD's answer tells. The length of the answer itself is the file's only at the end of all redirects.
-fn said(headers: &HeaderMap, url: &Url, last: bool) -> Located {
+pub(crate) fn said(headers: &HeaderMap, url: &Url, last: bool) -> Located {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
     let linked = text("x-linked-etag").or_else(|| text("etag"));
     let size = text("x-linked-size").or_else(|| text("content-length").filter(|_| last));
@@ -239,7 +244,7 @@ pub(crate) fn redirect(from: &Url, status: u16, headers: &HeaderMap) -> Option<U
 }
 
 /// `Link: <URL>; rel="next"` (RFC 8288).
-fn next_page(headers: &HeaderMap, from: &Url) -> Option<Url> {
+pub(crate) fn next_page(headers: &HeaderMap, from: &Url) -> Option<Url> {
     let links = headers.get_all(header::LINK).iter().filter_map(|line| line.to_str().ok());
     let next = links.flat_map(|line| line.split(',')).find(|link| link.contains("rel=\"next\""))?;
     from.join(next.split('<').nth(1)?.split('>').next()?).ok()
