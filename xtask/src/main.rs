@@ -9,6 +9,7 @@
 //! - [`tidy`] checks the rules of the tree that no compiler knows
 //! - [`chart`] checks the Helm chart, and renders it for kustomize
 //! - [`kube`] runs the chart on a Kubernetes node made of this machine
+//! - [`fuzz`] runs the fuzz targets
 //! - [`test`] runs every check, as CI does
 //! - [`demo`] shows real clients on three nodes that share one download
 //! - [`bench`] measures what the project promises
@@ -21,6 +22,7 @@ mod chart;
 mod deb;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod kube;
 mod setup;
@@ -63,7 +65,9 @@ enum Command {
     Chart(chart::Args),
     /// Run the Helm chart on a real Kubernetes node made of this machine, as root; the first time builds Kubernetes.
     Kube(kube::Args),
-    /// Set up, check formatting, lint, tidy, build and run every test.
+    /// Fuzz the parsers of outside bytes; a failing input ends in target/fuzz/artifacts.
+    Fuzz(fuzz::Args),
+    /// Set up, check formatting, lint, tidy, build and run every test, and fuzz every target for a moment.
     Test(test::Args),
     /// Show unmodified clients on three nodes that share one download.
     Demo(demo::Args),
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Chart(args) => chart::run(&args),
         Command::Kube(args) => kube::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),

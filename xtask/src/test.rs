@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::chart;
+use crate::fuzz;
 use crate::setup::{self, Part};
 use crate::shell;
 use crate::soak;
@@ -15,6 +16,9 @@ use crate::tidy;
 /// Tests that need root, BPF, a kernel feature or a client skip themselves with a message where it is missing; with this
 /// variable set they fail instead.
 const REQUIRE_ALL: &str = "PONDHAWK_TEST_REQUIRE_ALL";
+
+/// Seconds for which each fuzz target runs here: enough to notice a fault near the corpus, not to search for new ones.
+const FUZZ_SECONDS: u32 = 5;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -46,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         steps.run("test", || shell::run(&mut cargo_test(&root, args)));
     }
     if built && !args.quick && args.filter.is_none() {
+        steps.run("fuzz", || fuzz::run_all(FUZZ_SECONDS));
         soak_step(&root, args, &mut steps);
     }
     steps.finish()
