@@ -79,7 +79,8 @@ fn operations(spec: &Map<String, Value>, list: &str) -> Vec<Value> {
     let of_one = |(index, container): (usize, &Value)| {
         let at = format!("/spec/{list}/{index}");
         let mut patch = Vec::new();
-        if container["name"] != NAME {
+        // Only into an object can a field be added.
+        if container.is_object() && container["name"] != NAME {
             let variables = variables().filter(|variable| !has(container, "env", "name", &variable["name"]));
             add_all(&mut patch, container, &at, "env", variables.collect());
             let mount = json!({ "name": NAME, "mountPath": DIR, "readOnly": true });

@@ -136,3 +136,11 @@ fn what_is_no_pod_is_left_alone() {
         assert_eq!(patch(&pod, "ai", &settings()), Vec::<Value>::new(), "{pod}");
     }
 }
+
+#[test]
+fn what_is_no_container_is_left_alone() {
+    let pod = json!({ "metadata": {}, "spec": { "containers": [null, "x", { "name": "c" }] } });
+    let patched = apply(&pod, &patch(&pod, "ai", &settings()));
+    assert_eq!(patched["spec"]["containers"][0], Value::Null);
+    assert_eq!(patched["spec"]["containers"][1], "x");
+}
