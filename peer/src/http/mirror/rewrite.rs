@@ -1,6 +1,6 @@
 //! What the Hub says, with other hosts' URLs turned to the mirror itself [pure].
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
 use url::Url;
 
 use crate::http::{head::decimal, response::field, route::ORIGIN_PREFIX, rules::Front, target::Authority};
@@ -148,26 +148,46 @@ impl Base {
         out + rest
     }
 
-    /// Turns every string of a JSON document that is a URL; `None`: the bytes are no JSON.
+    /// Turns every string of a JSON document that is a URL, but for the names of fields; `None`: the bytes are not JSON.
+    /// Everything else stays byte for byte: a document that is read and written again loses digits of its numbers.
     pub fn turned_json(&self, body: &[u8], front: &Front) -> Option<Vec<u8>> {
-        let mut value: Value = serde_json::from_slice(body).ok()?;
-        self.turn_value(&mut value, front);
-        serde_json::to_vec(&value).ok()
+        let text = std::str::from_utf8(body).ok()?;
+        serde_json::from_str::<IgnoredAny>(text).ok()?;
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        // In a well-formed document the first quote outside of a string begins one.
+        while let Some(start) = rest.find('"') {
+            let (before, string) = rest.split_at(start);
+            let (string, after) = string.split_at(string_len(string));
+            out.push_str(before);
+            match self.turned_string(string, front).filter(|_| !after.trim_start().starts_with(':')) {
+                Some(turned) => out.push_str(&turned),
+                None => out.push_str(string),
+            }
+            rest = after;
+        }
+        out.push_str(rest);
+        Some(out.into_bytes())
     }
 
-    /// serde_json bounds the depth.
-    fn turn_value(&self, value: &mut Value, front: &Front) {
-        match value {
-            Value::String(text) => {
-                if let Some(turned) = self.turned(text, front) {
-                    *text = turned;
-                }
-            }
-            Value::Array(items) => items.iter_mut().for_each(|item| self.turn_value(item, front)),
-            Value::Object(map) => map.values_mut().for_each(|item| self.turn_value(item, front)),
+    /// The same for one string with its quotes; `None` if it stays as it is.
+    fn turned_string(&self, string: &str, front: &Front) -> Option<String> {
+        let url: String = serde_json::from_str(string).ok()?;
+        serde_json::to_string(&self.turned(&url, front)?).ok()
+    }
+}
+
+/// Bytes of the JSON string that the text begins with, quotes included.
+fn string_len(text: &str) -> usize {
+    let mut bytes = text.bytes().enumerate().skip(1);
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => drop(bytes.next()),
             _ => {}
         }
     }
+    text.len()
 }
 
 /// What the Hub answered for a file, and what follows from it.
@@ -332,6 +352,15 @@ mod tests {
         let turned = String::from_utf8(base().turned_json(json, &front()).unwrap()).unwrap();
         assert!(turned.contains("http://node:65001/_origin/t.xethub.hf.co/xorbs/1?S=2"), "{turned}");
         assert_eq!(base().turned_json(b"<html>", &front()), None);
+    }
+
+    #[test]
+    fn a_document_changes_in_nothing_but_its_urls() {
+        let json = r#"{ "z": 9.999998999999999e+30, "a": 123456789012345678901, "https://huggingface.co/x": "\u0041\"",
+            "a": "https:\/\/huggingface.co\/x" , "s": "\ud800", "e": "\\" }"#;
+        let turned = base().turned_json(json.as_bytes(), &front()).unwrap();
+        let expected = json.replace(r#""https:\/\/huggingface.co\/x""#, r#""http://node:65001/x""#);
+        assert_eq!(String::from_utf8(turned).unwrap(), expected);
     }
 
     #[test]
