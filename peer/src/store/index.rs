@@ -151,7 +151,10 @@ fn open_database(path: &Path) -> Result<Database, IndexError> {
 /// Whether the file's content is at fault, rather than the disk or our rights to it.
 fn is_damage(error: &IndexError) -> bool {
     match &*error.0 {
+        // The store's own version says which format the file has, so that another one in the file is damage too.
         redb::Error::Corrupted(_)
+        | redb::Error::UpgradeRequired(_)
+        | redb::Error::TableIsMultimap(_)
         | redb::Error::TableTypeMismatch { .. }
         | redb::Error::TypeDefinitionChanged { .. } => true,
         redb::Error::Io(error) => matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
@@ -444,5 +447,21 @@ mod tests {
         fs::write(dir.path().join("index"), vec![0x5a; 100_000]).unwrap();
         assert!(open(&dir).1.is_empty());
         assert!(dir.path().join("broken").exists());
+    }
+
+    #[test]
+    fn an_index_whose_header_names_another_format_is_put_aside() {
+        // Each of redb's two commit slots begins with the version of the file's format; the other one counts alone then.
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("index.redb"), dir.path().join("index.redb.broken"));
+        drop(Index::open(path.clone(), aside.clone()).unwrap());
+        let mut file = fs::read(&path).unwrap();
+        for slot in [64, 192] {
+            assert_eq!(file[slot], 3, "the format of redb 4");
+            file[slot] = 2;
+        }
+        fs::write(&path, &file).unwrap();
+        let (index, loaded) = Index::open(path, aside.clone()).unwrap();
+        assert_eq!((index.epoch(), loaded.len(), aside.exists()), (1, 0, true));
     }
 }
