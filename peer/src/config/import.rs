@@ -112,7 +112,7 @@ impl Imported {
     /// The document, with what it lacks above it.
     pub fn to_yaml(&self) -> String {
         let list = |title: &str, items: &[String]| {
-            let lines: String = items.iter().map(|item| format!("#   {item}\n")).collect();
+            let lines: String = items.iter().map(|item| format!("#   {}\n", on_one_line(item))).collect();
             if items.is_empty() { lines } else { format!("# {title}\n{lines}") }
         };
         let values = match &self.values {
@@ -493,6 +493,12 @@ fn size(text: &str) -> Option<SizeText> {
         0 => SizeText::Unbounded,
         bytes => SizeText::Bytes(Size(bytes).to_string()),
     })
+}
+
+/// The text for a comment: a line break in it, as a key of the document may hold, would end the comment and begin a key.
+fn on_one_line(text: &str) -> String {
+    let is_break = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
+    text.chars().map(|c| if is_break(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// What is set like this is not set.

@@ -183,6 +183,16 @@ fn a_rule_for_the_hub_is_said_to_have_no_effect_on_tunnels() {
     assert!(!noted(served));
 }
 
+#[test]
+fn a_line_break_in_a_key_does_not_end_the_comment_that_names_it() {
+    for line_break in ["\\r", "\\n", "\\r\\n", "\\N", "\\L", "\\P"] {
+        let text = format!("verbose: true\n\"x{line_break}proxy: {{allow: ['*']}}\": 1\n");
+        let imported = import(&text, None).unwrap();
+        let config = Config::parse(&imported.to_yaml(), std::path::Path::new("imported")).unwrap();
+        assert_eq!(config, serde_json::from_value(imported.values).unwrap(), "{line_break}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_document_panics(text in "([a-z]{1,5}: ?|- |\\{|\\}|\\[|\\]|\n|  |proxy:|rules:|regx: |'[^']*'|[0-9]+)*") {
