@@ -8,7 +8,6 @@ mod stage;
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
     os::unix::net::UnixStream,
     thread,
     time::Duration,
