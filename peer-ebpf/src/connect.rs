@@ -57,6 +57,9 @@ fn decide(call: &Connect<'_>, destination: &Address) -> Result<(Address, u16), D
     if matches!(scope, AddressScope::Local) {
         return Err(Decision::LocalScope);
     }
+    if config.mode == MODE_DNS && !maps::is_candidate(destination) {
+        return Err(Decision::UnknownDestination);
+    }
     let netns_cookie = call.netns_cookie();
     let ours = netns_cookie == config.netns_cookie;
     let known = maps::is_known(destination, now);

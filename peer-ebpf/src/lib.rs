@@ -21,6 +21,8 @@ pub const MAX_KNOWN: u32 = 4096;
 /// How many destinations from overheard DNS answers are remembered at a time, all network namespaces together; the least
 /// recently used is evicted. A namespace that fills the map costs the others only what the node did not resolve itself.
 pub const MAX_OVERHEARD: u32 = 8192;
+/// Words of 64 bits in the sketch of wanted destinations: 65,536 bits, of which each destination sets one.
+pub const CANDIDATE_WORDS: u32 = 1024;
 /// How many questions to name servers are remembered at a time; the least recently used is evicted, and its answer ignored.
 pub const MAX_QUERIES: u32 = 8192;
 /// For how many network namespaces it is recorded whether the node can be reached from them.
@@ -95,6 +97,15 @@ impl Address {
             return AddressScope::Private;
         }
         AddressScope::Public
+    }
+
+    /// The destination's bit in the sketch of wanted destinations: the index of its word, and the word with that bit.
+    #[inline(always)]
+    pub const fn candidate_bit(&self) -> (u32, u64) {
+        let folded = self.0[0] ^ self.0[1].rotate_left(8) ^ self.0[2].rotate_left(16) ^ self.0[3];
+        // Fibonacci hashing: the product's high bits depend on all bits of the factor.
+        let hash = folded.wrapping_mul(0x9e37_79b1) >> 16;
+        (hash >> 6 & (CANDIDATE_WORDS - 1), 1 << (hash & 63))
     }
 
     /// Compares word by word: `memcmp` is a call in BPF.
@@ -416,6 +427,14 @@ mod tests {
         for text in v4.into_iter().chain(more).chain(embedded) {
             assert_eq!(scope_of(text), AddressScope::Public, "{text}");
         }
+    }
+
+    #[test]
+    fn neighbours_spread_over_the_sketch() {
+        let bits: std::collections::HashSet<_> =
+            (0..=255).map(|host| Address::v4(u32::from_ne_bytes([192, 0, 2, host])).candidate_bit()).collect();
+        assert!(bits.len() > 240, "{} bits for 256 addresses", bits.len());
+        assert!(bits.iter().all(|(word, mask)| *word < CANDIDATE_WORDS && mask.is_power_of_two()));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use pondhawk_ebpf::{
-    Address, AnswerRecord, Config, Decision, DnsQuery, FlowKey, MAX_BYPASSED, MAX_FLOWS, MAX_KNOWN, MAX_NAMESPACES,
-    MAX_OVERHEARD, MAX_PENDING, MAX_QUERIES, MAX_SUFFIXES, NamespaceAddress, NamespaceReach, Original,
+    Address, AnswerRecord, CANDIDATE_WORDS, Config, Decision, DnsQuery, FlowKey, MAX_BYPASSED, MAX_FLOWS, MAX_KNOWN,
+    MAX_NAMESPACES, MAX_OVERHEARD, MAX_PENDING, MAX_QUERIES, MAX_SUFFIXES, NamespaceAddress, NamespaceReach, Original,
     REACH_GRACE_NANOS, REACH_TRIAL_NANOS, SUFFIX_LEN, Source,
 };
 
@@ -36,6 +36,13 @@ static KNOWN: HashMap<Address, u64> = HashMap::with_max_entries(MAX_KNOWN, 0);
 /// Wanted destination that a name server gave to a socket of this network namespace, which holds for this namespace alone.
 #[map]
 static OVERHEARD: LruHashMap<NamespaceAddress, AnswerRecord> = LruHashMap::with_max_entries(MAX_OVERHEARD, 0);
+/// A sketch of all destinations in `KNOWN` and `OVERHEARD`, whose bits stay set when these end: what is not in it is not
+/// wanted, and costs one look at an array instead of two into hash maps. Most connections to port 443 are such.
+///
+/// Who fills it with answers of its own makes connections cost what they would without it. Words are changed without a lock,
+/// so that one of two bits set at the same time can be lost; the next answer sets it again.
+#[map]
+static CANDIDATES: Array<u64> = Array::with_max_entries(CANDIDATE_WORDS, 0);
 /// Question to a name server -> the network namespace (`SO_NETNS_COOKIE`) of the socket that asked.
 #[map]
 static QUERIES: LruHashMap<DnsQuery, u64> = LruHashMap::with_max_entries(MAX_QUERIES, 0);
@@ -71,6 +78,22 @@ pub(crate) fn count(decision: Decision) {
     }
 }
 
+/// Whether the destination may be wanted. It is not where this says no.
+#[inline(always)]
+pub(crate) fn is_candidate(address: &Address) -> bool {
+    let (word, mask) = address.candidate_bit();
+    CANDIDATES.get(word).is_some_and(|bits| *bits & mask != 0)
+}
+
+#[inline(always)]
+fn mark_candidate(address: &Address) {
+    let (word, mask) = address.candidate_bit();
+    if let Some(bits) = CANDIDATES.get_ptr_mut(word) {
+        // SAFETY: the kernel's pointer into the array, whose memory outlives the program; a word is written at once.
+        unsafe { *bits |= mask }
+    }
+}
+
 /// Whether the node itself resolved a wanted name to this address.
 #[inline(always)]
 pub(crate) fn is_known(address: &Address, now: u64) -> bool {
@@ -88,6 +111,7 @@ pub(crate) fn is_overheard(destination: &NamespaceAddress, now: u64) -> bool {
 /// Makes a destination wanted until `until`, or longer if it already is. A refusal stays.
 #[inline(always)]
 pub(crate) fn record_answer(destination: &NamespaceAddress, until: u64) {
+    mark_candidate(&destination.address);
     if let Some(record) = OVERHEARD.get_ptr_mut(destination) {
         // SAFETY: the kernel's pointer into the map, whose memory outlives the program; a word is written at once.
         unsafe { (*record).until = until.max((*record).until) }

@@ -144,6 +144,7 @@ pub struct Interceptor {
     heartbeat: Mutex<Array<MapData, u64>>,
     flows: Entries<FlowKey, Original>,
     known: Entries<Address, u64>,
+    candidates: Mutex<Array<MapData, u64>>,
     overheard: Entries<NamespaceAddress, AnswerRecord>,
     pub(super) namespaces: Entries<u64, NamespaceReach>,
     bypassed: Entries<pondhawk_ebpf::Source, u64>,
@@ -170,6 +171,7 @@ impl Interceptor {
             heartbeat: Mutex::new(take(&mut ebpf, "HEARTBEAT")?),
             flows: Mutex::new(take(&mut ebpf, "FLOWS")?),
             known: Mutex::new(take(&mut ebpf, "KNOWN")?),
+            candidates: Mutex::new(take(&mut ebpf, "CANDIDATES")?),
             overheard: Mutex::new(take(&mut ebpf, "OVERHEARD")?),
             namespaces: Mutex::new(take(&mut ebpf, "NAMESPACES")?),
             bypassed: Mutex::new(take(&mut ebpf, "BYPASS")?),
@@ -246,6 +248,7 @@ impl Interceptor {
     /// that the node itself resolved: they also count as proven when a connection to them is passed on.
     pub fn learn(&self, address: IpAddr, ttl: Duration) {
         let (address, until) = (Address::from(address), later(ttl));
+        self.mark_candidate(&address);
         let mut known = lock(&self.known);
         if known.get(&address, 0).is_ok_and(|known| known >= until) {
             return;
@@ -262,6 +265,16 @@ impl Interceptor {
         }
         if let Err(error) = known.insert(address, until, 0) {
             tracing::warn!(%error, "an address of a wanted host cannot be recorded; connections to it may go direct");
+        }
+    }
+
+    /// Sets the address's bit in the sketch that the programs look at first.
+    fn mark_candidate(&self, address: &Address) {
+        let (word, mask) = address.candidate_bit();
+        let mut candidates = lock(&self.candidates);
+        let marked = candidates.get(&word, 0).and_then(|bits| candidates.set(word, bits | mask, 0));
+        if let Err(error) = marked {
+            tracing::warn!(%error, "an address of a wanted host cannot be marked; connections to it may go direct");
         }
     }
 
