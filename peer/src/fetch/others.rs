@@ -24,7 +24,8 @@ pub async fn from_others(shard: &Rc<Shard>, wish: &Wish, trace: Option<Context>)
     let identity = identity.ok_or("the task's name does not follow from the hash that the scheduler told")?;
     let layout = Layout::for_len(wish.len).ok_or("too long")?;
     if let Identity::Xorb { signed: Some((first, last)), .. } = identity
-        && last - first + 1 != wish.len
+        // A scheduler can name the range of all 2^64 bytes, whose length is no u64.
+        && (last - first).checked_add(1) != Some(wish.len)
     {
         return Err("the length that the scheduler told is not that of the range in the task's name".to_owned());
     }

@@ -1,6 +1,11 @@
 //! Between the messages of scheduler.proto and the types of the exchange and the store [no I/O].
 
-use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    ops::{Range, RangeInclusive},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use pondhawk_proto::v1 as proto;
@@ -20,6 +25,12 @@ const DIGESTS: usize = 32_768;
 const RUNS: usize = 100_000;
 /// Tasks in one message.
 const TASKS: usize = 4_096;
+/// Longest host name that a scheduler passes on, with a port: as it accepts from nodes.
+const MAX_HOST: usize = 253;
+/// Longest content name, as in scheduler.proto.
+const MAX_CONTENT_NAME: usize = 64;
+/// Longest pause of an origin that one Throttle can bring about: the most that a scheduler itself waits.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// A message of its body.
 pub(super) fn message(body: Body) -> proto::PeerMessage {
@@ -85,32 +96,42 @@ pub(super) fn lease_return(lease: u64, why: Return) -> proto::LeaseReturn {
     proto::LeaseReturn { lease, reason: reason.into(), retry_after_ms: retry_after }
 }
 
-/// Everything held, in as many messages as it takes; the last one says so.
-pub(super) fn inventory(holdings: Vec<Holding>) -> Vec<proto::Inventory> {
-    let mut messages = vec![proto::Inventory::default()];
+/// The store's content as messages, in the order in which they are sent.
+pub(super) struct InventoryReport {
+    /// At least one; the last one says that it is the last.
+    pub(super) inventory: Vec<proto::Inventory>,
+    /// Runs of pieces beyond the first [`RUNS`] of a task. A scheduler takes a second Holding of a task in place of the first
+    /// one, whereas a Progress adds to what it knows.
+    pub(super) additions: Vec<proto::Progress>,
+}
+
+/// Encodes everything that is held. Each task has exactly one Holding.
+pub(super) fn inventory(holdings: Vec<Holding>) -> InventoryReport {
+    let mut inventory = vec![proto::Inventory::default()];
+    let mut additions = Vec::new();
     let mut room = RUNS;
     for holding in holdings {
-        let mut parts = holding.have.chunks(RUNS).map(<[_]>::to_vec).collect::<Vec<_>>();
-        if parts.is_empty() {
-            parts.push(Vec::new());
+        let (first, rest) = holding.have.split_at(holding.have.len().min(RUNS));
+        if room < first.len() || inventory.last().is_some_and(|message| message.holdings.len() >= TASKS) {
+            inventory.push(proto::Inventory::default());
+            room = RUNS;
         }
-        for part in parts {
-            if room < part.len() || messages.last().is_some_and(|message| message.holdings.len() >= TASKS) {
-                messages.push(proto::Inventory::default());
-                room = RUNS;
-            }
-            room -= part.len();
-            let held = proto::Holding {
-                task: name(&holding.task),
-                len: holding.len,
-                complete: holding.complete,
-                have: (!holding.complete).then(|| piece_set(&part)),
-            };
-            messages.last_mut().expect("never empty").holdings.push(held);
-        }
+        room -= first.len();
+        let held = proto::Holding {
+            task: name(&holding.task),
+            len: holding.len,
+            complete: holding.complete,
+            have: (!holding.complete).then(|| piece_set(first)),
+        };
+        inventory.last_mut().expect("never empty").holdings.push(held);
+        additions.extend(rest.chunks(RUNS).map(|part| {
+            let (task, added) = (name(&holding.task), Some(piece_set(part)));
+            let entry = proto::TaskProgress { task, len: holding.len, added, ..Default::default() };
+            proto::Progress { tasks: vec![entry], ..Default::default() }
+        }));
     }
-    messages.last_mut().expect("never empty").last = true;
-    messages
+    inventory.last_mut().expect("never empty").last = true;
+    InventoryReport { inventory, additions }
 }
 
 /// All changes, in as few messages as their bound allows.
@@ -194,16 +215,25 @@ pub(super) fn select(digests: Vec<(u32, [u8; 32])>, set: &proto::PieceSet) -> Ve
     digests.into_iter().filter(named).collect()
 }
 
-/// A task to hold without a URL; none where nothing says what its name is made of.
+/// A task to hold without a URL; `None` where nothing says what its name is made of, or where a name is longer than the protocol
+/// allows: thousands of wishes wait at once.
 pub(super) fn wish(preheat: proto::Preheat) -> Option<Wish> {
     let proto::Preheat { task, len, origin_host, name, pin } = preheat;
-    let task = self::task(&task).filter(|_| !name.is_empty())?;
-    Some(Wish { task, len, host: origin_host, name: name.into(), pin })
+    let fits = (1..=MAX_CONTENT_NAME).contains(&name.len()) && origin_host.len() <= MAX_HOST;
+    let task = self::task(&task).filter(|_| fits)?;
+    // The bytes are copied, since a slice would keep the whole message in memory.
+    Some(Wish { task, len, host: origin_host, name: name.to_vec(), pin })
 }
 
-/// Milliseconds as told.
-pub(super) fn millis(told: u32, least: Duration) -> Duration {
-    Duration::from_millis(told.into()).max(least)
+/// An origin's host and for how long it is left alone; `None` where the host is longer than any that the node asks.
+pub(super) fn pause(throttle: proto::Throttle) -> Option<(String, Duration)> {
+    let pause = Duration::from_millis(throttle.for_ms.into()).min(MAX_PAUSE);
+    (throttle.origin_host.len() <= MAX_HOST).then_some((throttle.origin_host, pause))
+}
+
+/// A duration in milliseconds that the scheduler chose, within the bounds that the node accepts.
+pub(super) fn millis(chosen: u32, bounds: RangeInclusive<Duration>) -> Duration {
+    Duration::from_millis(chosen.into()).clamp(*bounds.start(), *bounds.end())
 }
 
 /// Several entries where one would be too long. What is gone comes first: what was added came after.
@@ -273,7 +303,127 @@ fn name(task: &TaskId) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
     use super::*;
+
+    /// What a scheduler knows of a task after all messages: a Holding replaces, a Progress adds.
+    fn known_pieces(report: &InventoryReport, task: TaskId) -> Vec<u32> {
+        let mut known = Vec::new();
+        let pieces = |set: &proto::PieceSet| {
+            let (runs, _) = set.runs.as_chunks::<2>();
+            runs.iter().flat_map(|&[first, count]| first..first + count).collect::<Vec<_>>()
+        };
+        let holdings = report.inventory.iter().flat_map(|message| &message.holdings);
+        for holding in holdings.filter(|holding| holding.task == task.0[..]) {
+            known = pieces(holding.have.as_ref().unwrap());
+        }
+        for added in report.additions.iter().flat_map(|message| &message.tasks).filter(|added| added.task == task.0[..])
+        {
+            known.extend(pieces(added.added.as_ref().unwrap()));
+        }
+        known
+    }
+
+    /// Bytes of heap that a conversion may take for each byte of the message, and beyond.
+    const HEAP: (usize, usize) = (8, 1024);
+
+    #[test]
+    fn a_holding_of_more_runs_than_a_message_takes_reaches_the_scheduler_whole() {
+        let (large, small) = (TaskId([1; 32]), TaskId([2; 32]));
+        let runs = u32::try_from(RUNS * 2 + 1).unwrap();
+        let have: Vec<Range<u32>> = (0..runs).map(|run| run * 2..run * 2 + 1).collect();
+        let holdings = vec![
+            Holding { task: large, len: 1 << 42, complete: false, have },
+            Holding { task: small, len: 4 << 20, complete: false, have: std::iter::once(1..3).collect() },
+        ];
+        let report = inventory(holdings);
+        assert_eq!(known_pieces(&report, large), (0..runs).map(|run| run * 2).collect::<Vec<_>>());
+        assert_eq!(known_pieces(&report, small), [1, 2]);
+        let last: Vec<bool> = report.inventory.iter().map(|message| message.last).collect();
+        assert_eq!(last.iter().filter(|last| **last).count(), 1);
+        assert_eq!(last.last(), Some(&true));
+        let longest = report.inventory.iter().map(prost::Message::encoded_len);
+        let longest = longest.chain(report.additions.iter().map(prost::Message::encoded_len)).max();
+        assert!(longest.unwrap() < pondhawk_proto::MAX_MESSAGE);
+    }
+
+    #[test]
+    fn names_that_are_longer_than_the_protocol_allows_are_not_kept() {
+        let preheat = |host: usize, name: usize| proto::Preheat {
+            task: vec![0; 32].into(),
+            origin_host: "h".repeat(host),
+            name: vec![1; name].into(),
+            ..Default::default()
+        };
+        assert!(wish(preheat(MAX_HOST, MAX_CONTENT_NAME)).is_some());
+        assert!(wish(preheat(MAX_HOST + 1, 33)).is_none() && wish(preheat(1, MAX_CONTENT_NAME + 1)).is_none());
+        let throttle = |host: usize| proto::Throttle { origin_host: "h".repeat(host), for_ms: u32::MAX };
+        assert_eq!(pause(throttle(MAX_HOST)), Some(("h".repeat(MAX_HOST), MAX_PAUSE)));
+        assert_eq!(pause(throttle(MAX_HOST + 1)), None);
+    }
+
+    #[test]
+    fn durations_that_a_scheduler_chooses_stay_within_bounds() {
+        let bounds = Duration::from_millis(10)..=Duration::from_secs(1);
+        assert_eq!(millis(0, bounds.clone()), Duration::from_millis(10));
+        assert_eq!(millis(u32::MAX, bounds), Duration::from_secs(1));
+    }
+
+    proptest! {
+        /// Every message of a scheduler, with each field at its edges, is converted or refused.
+        #[test]
+        fn arbitrary_messages_are_converted_within_a_constant_times_their_size(
+            text in ".{0,300}",
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            numbers in proptest::collection::vec(prop_oneof![Just(0), Just(1), Just(u32::MAX), any::<u32>()], 0..60),
+            held in proptest::collection::btree_set(any::<u32>(), 0..50),
+        ) {
+            let first = numbers.first().copied().unwrap_or(0);
+            let run = proto::DigestRun { first, digests: bytes.clone().into() };
+            if let Some((_, digests)) = digest_run(&run) {
+                prop_assert!(digests.capacity() * 32 <= run.encoded_len() * HEAP.0 + HEAP.1);
+            }
+            let told = proto::Parent {
+                name: text.clone(),
+                quic_address: format!("127.0.0.1:{first}"),
+                quic_endpoints: first,
+                ..Default::default()
+            };
+            let _ = parent(&told).is_some_and(|parent| is_dialable(&parent));
+            let _ = task(&bytes.clone().into());
+            let digests: Vec<(u32, [u8; 32])> = held.iter().map(|piece| (*piece, [0; 32])).collect();
+            let selected = select(digests, &proto::PieceSet { runs: numbers });
+            prop_assert!(selected.iter().all(|(piece, _)| held.contains(piece)));
+            let preheat = proto::Preheat {
+                task: vec![0; 32].into(),
+                len: u64::MAX,
+                origin_host: text.clone(),
+                name: bytes.into(),
+                pin: true,
+            };
+            let size = preheat.encoded_len();
+            if let Some(wish) = wish(preheat) {
+                prop_assert!(wish.host.capacity() + wish.name.capacity() <= size * HEAP.0 + HEAP.1);
+            }
+            let _ = pause(proto::Throttle { origin_host: text, for_ms: first });
+        }
+
+        /// Bytes that decode as a message of the scheduler reach the same functions.
+        #[test]
+        fn arbitrary_bytes_that_decode_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            use proto::scheduler_message::Body as Message;
+            let Ok(message) = proto::SchedulerMessage::decode(&bytes[..]) else { return Ok(()) };
+            match message.body {
+                Some(Message::Parents(parents)) => parents.add.iter().for_each(|told| drop(parent(told))),
+                Some(Message::Digests(digests)) => digests.runs.iter().for_each(|run| drop(digest_run(run))),
+                Some(Message::Preheat(preheat)) => drop(wish(preheat)),
+                Some(Message::Throttle(throttle)) => drop(pause(throttle)),
+                _ => {}
+            }
+        }
+    }
 
     #[test]
     fn only_addresses_of_one_host_are_dialled() {

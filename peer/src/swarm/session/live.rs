@@ -3,11 +3,13 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    ops::RangeInclusive,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use pondhawk_proto::v1 as proto;
+use pondhawk_scheduler::warning_limit::WarningLimit;
 use proto::{peer_message::Body, scheduler_message::Body as Message};
 use tokio::{
     sync::mpsc,
@@ -39,6 +41,10 @@ const REPORTS_APART: Duration = Duration::from_millis(20);
 const LOOKUPS: usize = 8;
 /// Leases whose tasks are remembered; past it the oldest are forgotten, and their end is not told.
 const MAX_LEASES: usize = 65_536;
+/// Bounds of Welcome.progress_ms.
+const PROGRESS_EVERY: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(10);
+/// Bounds of Welcome.ping_ms. A scheduler that chose weeks could be silent for weeks, and its downloads would wait for it.
+const PING_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 /// Messages that wait for the inventory to be told.
 const MAX_EARLY: usize = 4_096;
 
@@ -72,6 +78,15 @@ pub(super) struct Live {
     announced: bool,
     early: Vec<proto::PeerMessage>,
     load: Load,
+    warnings: SessionWarnings,
+}
+
+/// Lines of the log that a scheduler can cause by the thousand.
+#[derive(Default)]
+struct SessionWarnings {
+    pause: WarningLimit,
+    denied: WarningLimit,
+    dispute: WarningLimit,
 }
 
 /// What was read from a piece table.
@@ -121,6 +136,7 @@ impl Live {
             announced: false,
             early: Vec::new(),
             load,
+            warnings: SessionWarnings::default(),
         }
     }
 
@@ -142,8 +158,8 @@ impl Live {
         let welcome = welcome(incoming).await?;
         let (exchange, seat) = (Arc::clone(&self.exchange), self.seat);
         let (store, out) = (Arc::clone(&self.store), self.out.clone());
-        let silence = convert::millis(welcome.ping_ms, Duration::from_millis(100)) * SILENT_PINGS;
-        let mut reports = interval(convert::millis(welcome.progress_ms, Duration::from_millis(10)));
+        let silence = convert::millis(welcome.ping_ms, PING_EVERY) * SILENT_PINGS;
+        let mut reports = interval(convert::millis(welcome.progress_ms, PROGRESS_EVERY));
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let announce = || announce((Arc::clone(&exchange), seat), Arc::clone(&store), out.clone(), welcome.epoch);
         exchange.came(seat);
@@ -204,9 +220,12 @@ impl Live {
             }
             Some(Message::Dispute(dispute)) => self.dispute(&dispute),
             Some(Message::Throttle(throttle)) => {
-                let pause = Duration::from_millis(throttle.for_ms.into());
-                tracing::info!(host = throttle.origin_host, ?pause, "the cluster leaves an origin alone");
-                self.exchange.pause(throttle.origin_host, pause);
+                if let Some((host, pause)) = convert::pause(throttle) {
+                    if let Some(left_out) = self.warnings.pause.allow(std::time::Instant::now()) {
+                        tracing::info!(host, ?pause, left_out, "the cluster leaves an origin alone");
+                    }
+                    self.exchange.pause(host, pause);
+                }
                 Ok(())
             }
             Some(Message::Preheat(preheat)) => {
@@ -225,7 +244,9 @@ impl Live {
             Some(Message::Denied(denied)) => {
                 let list =
                     DeniedPeers::new(denied.names, &denied.keys).ok_or(End::Nonsense("too many denied peers"))?;
-                tracing::info!(names_and_keys = list.len(), "the scheduler says who is denied");
+                if let Some(left_out) = self.warnings.denied.allow(std::time::Instant::now()) {
+                    tracing::info!(names_and_keys = list.len(), left_out, "the scheduler says who is denied");
+                }
                 self.exchange.denials.replace(self.seat, list);
                 Ok(())
             }
@@ -284,7 +305,11 @@ impl Live {
     /// taken it as lost.
     fn dispute(&mut self, dispute: &proto::Dispute) -> Result<(), End> {
         let (task, piece) = (task(&dispute.task)?, dispute.piece);
-        tracing::warn!(%task, piece, first = dispute.first, second = dispute.second, "two peers disagree on a digest");
+        if let Some(left_out) = self.warnings.dispute.allow(std::time::Instant::now()) {
+            // Neither name is checked, and a line of the log must not become as long as a message.
+            let [first, second] = [&dispute.first, &dispute.second].map(|name| PeerId::new(name).ok());
+            tracing::warn!(%task, piece, ?first, ?second, left_out, "two peers disagree on a digest");
+        }
         self.exchange.tell(self.seat, &task, Told::Disputed(piece));
         self.look_up(task, move |len, digests| {
             let stored = digests.binary_search_by_key(&piece, |(piece, _)| *piece);
@@ -420,8 +445,12 @@ async fn announce(
     let mut holdings = reading.await.map_err(|_| End::Nonsense("no inventory: reading it failed here"))?;
     holdings.retain(|holding| exchange.is_home(seat, &holding.task));
     let tasks = holdings.len();
-    for message in convert::inventory(holdings) {
+    let report = convert::inventory(holdings);
+    for message in report.inventory {
         queue(&out, convert::message(Body::Inventory(message))).await?;
+    }
+    for message in report.additions {
+        queue(&out, convert::message(Body::Progress(message))).await?;
     }
     exchange.stand(seat, Standing::Up { epoch });
     let wants = exchange.restart(seat);
