@@ -34,6 +34,9 @@ const MAX_CHANGED: usize = 4096;
 const MAX_SAID: usize = 16_384;
 /// Told and not yet taken by the download.
 const MAX_TOLD: usize = 16_384;
+/// Digests among them, over all messages: 32 MiB. A download takes them as they come, so that only one that is held up, or a
+/// scheduler that repeats itself, meets this bound; pieces whose digests are passed over come from the origin.
+const MAX_TOLD_DIGESTS: usize = 1 << 20;
 /// So many pieces are worth a report of their own: leases and digests of others wait for it.
 const MANY_PIECES: usize = 4;
 /// And so is the first one after this time without a report: somebody may wait for a small file.
@@ -308,8 +311,15 @@ struct Desk {
 
 #[derive(Debug, Default)]
 struct Inbox {
-    told: Mutex<VecDeque<Told>>,
+    told: Mutex<InboxQueue>,
     wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct InboxQueue {
+    told: VecDeque<Told>,
+    /// Digests in `told`.
+    digests: usize,
 }
 
 /// A download's membership: dropped, the scheduler hears that the task is not wanted any more.
@@ -672,7 +682,7 @@ impl Membership {
     pub async fn told(&self) -> Vec<Told> {
         loop {
             let notified = self.inbox.wake.notified();
-            let told: Vec<Told> = self.inbox.lock().drain(..).collect();
+            let told: Vec<Told> = self.inbox.take();
             if !told.is_empty() {
                 return told;
             }
@@ -697,19 +707,25 @@ impl Drop for Membership {
 }
 
 impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Told>> {
+    fn lock(&self) -> MutexGuard<'_, InboxQueue> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, told: Told) -> bool {
-        let mut all = self.lock();
-        if all.len() >= MAX_TOLD {
+        let digests = if let Told::Digests(_, digests) = &told { digests.len() } else { 0 };
+        let mut queue = self.lock();
+        if queue.told.len() >= MAX_TOLD || queue.digests + digests > MAX_TOLD_DIGESTS {
             return false;
         }
-        all.push_back(told);
-        drop(all);
+        queue.digests += digests;
+        queue.told.push_back(told);
+        drop(queue);
         self.wake.notify_one();
         true
+    }
+
+    fn take(&self) -> Vec<Told> {
+        std::mem::take(&mut *self.lock()).told.into()
     }
 }
 
@@ -720,5 +736,22 @@ impl std::fmt::Display for Standing {
             Self::Lost { .. } => "lost",
             Self::Up { .. } => "up",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_that_a_download_does_not_take_are_passed_over_past_a_bound() {
+        let (exchange, task) = (Arc::new(Exchange::default()), TaskId([1; 32]));
+        let member = exchange.join(task);
+        let quarter = || Told::Digests(0, vec![[0; 32]; MAX_TOLD_DIGESTS / 4]);
+        let accepted = (0..10).filter(|_| exchange.tell(0, &task, quarter())).count();
+        assert_eq!(accepted, 4);
+        assert!(exchange.tell(0, &task, Told::LeaseEnd(1)), "what is small still gets through");
+        member.inbox.take();
+        assert!(exchange.tell(0, &task, quarter()), "what was taken makes room");
     }
 }
