@@ -27,6 +27,9 @@ use crate::{
 const REDIAL: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
 /// A lease under which bytes come but no piece completes is reported as alive this often.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// A download leaves an origin alone for so long in all because the scheduler says so; then it asks under its own backoff. Readers
+/// give up soon after, and a scheduler that renews the pause forever must not keep them from the origin.
+const MAX_PAUSED: Duration = Duration::from_secs(6);
 /// Parents of one download.
 const MAX_PARENTS: usize = 64;
 
@@ -63,6 +66,8 @@ pub(super) struct Share {
     from_peers: HashMap<u32, [u8; 32]>,
     epoch: Option<u64>,
     alive: HashMap<u64, Instant>,
+    /// When a pause of the origin first held a run up.
+    paused_since: Cell<Option<Instant>>,
 }
 
 struct Parenthood {
@@ -101,6 +106,7 @@ impl Share {
             from_peers: HashMap::new(),
             epoch: None,
             alive: HashMap::new(),
+            paused_since: Cell::new(None),
         }
     }
 
@@ -299,9 +305,14 @@ impl Share {
         }
     }
 
-    /// Whether the origin asked the cluster to be left alone.
+    /// Whether the origin asked the cluster to be left alone, and this download still waits for that.
     pub(super) fn is_paused(&self) -> bool {
-        self.sharing.exchange.paused(&self.sharing.host).is_some()
+        if self.sharing.exchange.paused(&self.sharing.host).is_none() {
+            return false;
+        }
+        let since = self.paused_since.get().unwrap_or_else(Instant::now);
+        self.paused_since.set(Some(since));
+        since.elapsed() < MAX_PAUSED
     }
 
     pub(super) fn give_back(&self, lease: u64, why: GiveBack) {

@@ -48,14 +48,16 @@ impl Bits {
     }
 
     pub(super) fn set_run(&mut self, run: Range<u32>) {
-        for piece in run.start..run.end.min(self.len) {
-            self.set(piece);
+        for (index, mask) in masks(run.start..run.end.min(self.len)) {
+            self.set += (mask & !self.words[index]).count_ones();
+            self.words[index] |= mask;
         }
     }
 
     pub(super) fn clear_run(&mut self, run: Range<u32>) {
-        for piece in run.start..run.end.min(self.len) {
-            self.clear(piece);
+        for (index, mask) in masks(run.start..run.end.min(self.len)) {
+            self.set -= (mask & self.words[index]).count_ones();
+            self.words[index] &= !mask;
         }
     }
 
@@ -67,6 +69,16 @@ impl Bits {
     pub(super) fn word(&self, index: usize) -> u64 {
         self.words.get(index).copied().unwrap_or(0)
     }
+}
+
+/// The words that a run reaches into, each with the run's bits in it.
+fn masks(run: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
+    let words = if run.is_empty() { 0..0 } else { run.start / 64..run.end.div_ceil(64) };
+    words.map(move |index| {
+        let first = run.start.saturating_sub(index * 64);
+        let end = (run.end - index * 64).min(64);
+        (index as usize, u64::MAX << first & u64::MAX >> (64 - end))
+    })
 }
 
 /// The first piece of a run whose bit is set in the words that `word` gives.

@@ -11,8 +11,16 @@ const MAX_LEASES: usize = 1024;
 const GRACE: Duration = Duration::from_secs(5);
 /// A piece that a reader stands before and nobody brings is fetched without a lease after this: before clients give up.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// The most pieces that are fetched without a lease for one such wait.
-const MOST_PERMITTED: u32 = 16;
+/// After each further wait without a lease in between so many times more pieces are fetched without one, up to a bound: while
+/// links bring other pieces, and while nothing comes. A scheduler that keeps its session and leases nothing must not hold a
+/// download to a few pieces for each wait.
+const FED_PERMITS: PermitGrowth = PermitGrowth { factor: 2, most: 16 };
+const UNFED_PERMITS: PermitGrowth = PermitGrowth { factor: 8, most: 4096 };
+
+struct PermitGrowth {
+    factor: u32,
+    most: u32,
+}
 
 /// The right to fetch from the origin.
 pub(super) struct Leases {
@@ -65,9 +73,12 @@ impl Leases {
         if self.leases.len() >= MAX_LEASES && !self.leases.contains_key(&lease) {
             return false;
         }
-        self.leases.insert(lease, pieces.start..pieces.end.min(self.leased.len()));
+        let pieces = pieces.start..pieces.end.min(self.leased.len());
         self.permit = 1;
-        self.rebuild();
+        match self.leases.insert(lease, pieces.clone()) {
+            None => self.leased.set_run(pieces),
+            Some(_) => self.rebuild(),
+        }
         true
     }
 
@@ -124,9 +135,11 @@ impl Leases {
     }
 
     /// Lets the pieces from `piece` on be fetched without a lease, more of them each time that no lease came in between.
-    pub(super) fn permit(&mut self, piece: u32) {
-        self.permitted.set_run(piece..piece.saturating_add(self.permit));
-        self.permit = (self.permit * 2).min(MOST_PERMITTED);
+    /// `is_fed`: links bring other pieces.
+    pub(super) fn permit(&mut self, piece: u32, is_fed: bool) {
+        let growth = if is_fed { FED_PERMITS } else { UNFED_PERMITS };
+        self.permitted.set_run(piece..piece.saturating_add(self.permit.min(growth.most)));
+        self.permit = self.permit.saturating_mul(growth.factor).min(UNFED_PERMITS.most);
     }
 
     pub(super) fn is_permitted(&self, piece: u32) -> bool {

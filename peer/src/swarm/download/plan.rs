@@ -162,6 +162,9 @@ impl Download {
         let patience = Leases::patience(self.policy.seed);
         // Nobody else could bring it: then the client has to hear that its URL is no good any more.
         let hopeless = self.sources.is_empty() && self.links.is_empty();
+        // What links have comes from them, if later, as long as anything does: in a crowd everybody waits for the same
+        // pieces, and an origin that all fall back to at once serves nobody.
+        let is_fed = self.fed.is_some_and(|last| now < last + patience);
         let mut stuck = Vec::new();
         for want in self.wants.values_mut() {
             skip_held(&self.held, want);
@@ -170,10 +173,7 @@ impl Download {
             if want.stands.0 != piece || fetched {
                 want.stands = (piece, now);
             }
-            // What links have comes from them, if later, as long as anything does: in a crowd everybody waits for the same
-            // pieces, and an origin that all fall back to at once serves nobody.
-            let fed = self.fed.is_some_and(|last| now < last + patience);
-            let linked = fed && self.links.word(piece as usize / 64) >> (piece % 64) & 1 == 1;
+            let linked = is_fed && self.links.word(piece as usize / 64) >> (piece % 64) & 1 == 1;
             let patience = if linked { patience * LINKED_PATIENCE } else { patience };
             if !want.pieces.is_empty() && !fetched && (hopeless || now >= want.stands.1 + patience) {
                 want.stands.1 = now;
@@ -185,7 +185,7 @@ impl Download {
         }
         for piece in stuck {
             if !self.leases.is_permitted(piece) {
-                self.leases.permit(piece);
+                self.leases.permit(piece, is_fed);
             }
             let stopped = self.links.stop(piece);
             self.queued.extend(stopped.map(|link| Action::Stop { link, piece }));

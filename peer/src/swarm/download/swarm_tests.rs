@@ -128,6 +128,33 @@ fn a_window_that_another_node_brings_costs_no_request_unless_that_node_stops() {
     assert_eq!(rest, (2..8).collect());
 }
 
+/// A scheduler that answers pings and leases nothing would hold a download of thousands of pieces to sixteen for each wait.
+#[test]
+fn a_scheduler_that_leases_nothing_holds_a_download_up_for_a_few_waits_only() {
+    let mut download = machine(500, Leader::New);
+    want_all(&mut download);
+    drain(&mut download, NOW);
+    let (step, mut now, mut held) = (Duration::from_millis(250), NOW, 0);
+    while now < Duration::from_secs(45) {
+        now += step;
+        loop {
+            let runs: Vec<_> = drain(&mut download, now)
+                .into_iter()
+                .filter_map(|action| if let Action::Fetch(fetch) = action { Some(fetch) } else { None })
+                .collect();
+            if runs.is_empty() {
+                break;
+            }
+            for Fetch { run, pieces, .. } in runs {
+                held += pieces.len();
+                pieces.for_each(|piece| download.handle(now, Event::PieceDone { run, piece }));
+                download.handle(now, Event::RunEnded { run });
+            }
+        }
+    }
+    assert_eq!(held, 500);
+}
+
 #[test]
 fn under_a_scheduler_only_leased_pieces_are_fetched_from_the_origin() {
     let mut download = machine(100, Leader::New);
